@@ -26,6 +26,7 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
         "freestanding.c",
         "plan_check.c",
         "child.c",
+        "child_mount.c",
     ),
     "init": ("init.c", "start.c", "freestanding.c"),
     "hello": ("hello.c", "start.c", "freestanding.c"),

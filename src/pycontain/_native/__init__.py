@@ -1,0 +1,56 @@
+"""The native boundary: the only room that knows C.
+
+    plan.h        the contract with the monitor, and the only copy of its numbers
+    _ext          CFFI extension (API mode): sys.c and plan_check.c
+    bin/          static programs: monitor, init, hello
+    calls.py      one typed function per system call that Python lacks
+    paths.py      openat2, and what replaces it where it is forbidden
+    messages.py   structs of plan.h as bytes and back
+
+Everybody else imports this package and sees Python types only. `C` holds every constant of
+plan.h (`C.PYC_OP_MKDIR`). All calls raise KernelError and release the GIL.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pycontain._native.calls import *  # noqa: F403  (the functions and the kernel's constants)
+from pycontain._native.extension import ABI, ffi, lib
+from pycontain._native.messages import (
+    ExitOp,
+    NativeExit,
+    NativeLive,
+    NativeReply,
+    Op,
+    check_plan,
+    decode_exit,
+    decode_live,
+    decode_reply,
+    encode_plan,
+    encode_record,
+    encode_request,
+    kind_of,
+)
+from pycontain._native.paths import *  # noqa: F403
+from pycontain._native.text import AT_FDCWD
+from pycontain._native.version import VERSION
+from pycontain.errors import InternalError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+C = lib
+
+
+def binary_path(name: str) -> Path:
+    """Return where the static program ("monitor", "init", "hello") is installed."""
+    from pathlib import Path
+
+    path = Path(__file__).with_name("bin") / name
+    if not path.exists():
+        raise InternalError(
+            f"the program {name} is missing from the installation",
+            hint="reinstall pycontain; in a source tree run `make venv`",
+        )
+    return path

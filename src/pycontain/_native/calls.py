@@ -1,0 +1,315 @@
+"""One typed function for each system call that Python lacks. All raise KernelError.
+
+Every fd that comes back is O_CLOEXEC and the caller's to close. The GIL is released meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from errno import EINVAL
+
+from pycontain._native.extension import ffi, lib
+from pycontain._native.text import (
+    AT_FDCWD,
+    PathLike,
+    fd_text,
+    flags_text,
+    path_bytes,
+    string_text,
+)
+from pycontain.errors import InvalidInput, KernelError
+
+# linux/fcntl.h, linux/mount.h
+AT_SYMLINK_NOFOLLOW = 0x100
+AT_NO_AUTOMOUNT = 0x800
+AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
+OPEN_TREE_CLONE = 1
+OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+MOVE_MOUNT_F_SYMLINKS = 0x01
+MOVE_MOUNT_F_EMPTY_PATH = 0x04
+MOVE_MOUNT_T_SYMLINKS = 0x10
+MOVE_MOUNT_T_EMPTY_PATH = 0x40
+MOUNT_ATTR_RDONLY = 0x01
+MOUNT_ATTR_NOSUID = 0x02
+MOUNT_ATTR_NODEV = 0x04
+MOUNT_ATTR_NOEXEC = 0x08
+MOUNT_ATTR_NOATIME = 0x10
+MOUNT_ATTR_STRICTATIME = 0x20
+MOUNT_ATTR__ATIME = 0x70
+MOUNT_ATTR_NODIRATIME = 0x80
+MOUNT_ATTR_IDMAP = 0x100000
+MOUNT_ATTR_NOSYMFOLLOW = 0x200000
+MS_REC = 0x4000
+MS_UNBINDABLE = 1 << 17
+MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MS_SHARED = 1 << 20
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
+CLOSE_RANGE_CLOEXEC = 4
+# linux/memfd.h, linux/fcntl.h
+MFD_ALLOW_SEALING = 2
+MFD_NOEXEC_SEAL = 8
+MFD_EXEC = 16
+F_SEALS = 1 | 2 | 4 | 8  # SEAL, SHRINK, GROW, WRITE
+
+_LOG_BYTES = 4096
+_ATTR_NAMES = {n: v for n, v in list(globals().items()) if n.startswith("MOUNT_ATTR_")}
+_TREE_NAMES = {
+    "OPEN_TREE_CLONE": OPEN_TREE_CLONE,
+    "OPEN_TREE_CLOEXEC": OPEN_TREE_CLOEXEC,
+    "AT_EMPTY_PATH": AT_EMPTY_PATH,
+    "AT_RECURSIVE": AT_RECURSIVE,
+    "AT_SYMLINK_NOFOLLOW": AT_SYMLINK_NOFOLLOW,
+    "AT_NO_AUTOMOUNT": AT_NO_AUTOMOUNT,
+}
+_MOVE_NAMES = {n: v for n, v in list(globals().items()) if n.startswith("MOVE_MOUNT_")}
+
+
+def open_tree(dir_fd: int, path: PathLike, flags: int) -> int:
+    """Return an fd of the mount at `path`; with OPEN_TREE_CLONE a detached copy of it.
+
+    An empty path is `dir_fd` itself. Source: open_tree(2).
+    """
+    raw = path_bytes(path)
+    flags |= OPEN_TREE_CLOEXEC | (AT_EMPTY_PATH if not raw else 0)
+    result = lib.pyc_open_tree(dir_fd, raw, flags)
+    if result < 0:
+        call = f"open_tree({fd_text(dir_fd)}, {string_text(raw)}, {flags_text(flags, _TREE_NAMES)})"
+        raise KernelError(-result, call)
+    return result
+
+
+def move_mount(
+    from_fd: int, from_path: PathLike, to_fd: int, to_path: PathLike, flags: int = 0
+) -> None:
+    """Attach the mount at (from_fd, from_path) at (to_fd, to_path); an empty path is the fd itself.
+
+    Source: move_mount(2).
+    """
+    source, target = path_bytes(from_path), path_bytes(to_path)
+    flags |= (MOVE_MOUNT_F_EMPTY_PATH if not source else 0) | (
+        MOVE_MOUNT_T_EMPTY_PATH if not target else 0
+    )
+    result = lib.pyc_move_mount(from_fd, source, to_fd, target, flags)
+    if result < 0:
+        parts = [fd_text(from_fd), string_text(source), fd_text(to_fd), string_text(target)]
+        text = f"move_mount({', '.join(parts)}, {flags_text(flags, _MOVE_NAMES)})"
+        raise KernelError(-result, text)
+
+
+def mount_attach(mount_fd: int, path: PathLike) -> None:
+    """Attach a detached mount at `path`, following no symbolic link in its last component."""
+    move_mount(mount_fd, "", AT_FDCWD, path)
+
+
+def fs_mount(fstype: str, options: Sequence[str], attr_flags: int = 0) -> int:
+    """Make a file system instance and return it as a detached mount.
+
+    Args:
+        fstype: "overlay", "tmpfs", ...
+        options: "key=value" or "key", given to fsconfig(2) one by one. The kernel takes at most
+            255 bytes of a value; an overlay's layers may be given as repeated "lowerdir+=".
+        attr_flags: MOUNT_ATTR_*.
+
+    Raises:
+        KernelError: names the failing step; the kernel's own explanation is the hint.
+
+    Source: fsopen(2), fsconfig(2), fsmount(2).
+    """
+    encoded = [path_bytes(option) for option in options]
+    block = b"".join(option + b"\0" for option in encoded)
+    step, log = ffi.new("uint32_t *"), ffi.new("char[]", _LOG_BYTES)
+    result = lib.pyc_fs_mount(
+        path_bytes(fstype), block, len(encoded), attr_flags, step, log, _LOG_BYTES
+    )
+    if result >= 0:
+        return result
+    at = step[0]
+    if at == 0:
+        call = f"fsopen({string_text(fstype)}, FSOPEN_CLOEXEC)"
+    elif at <= len(encoded):
+        key, equals, value = encoded[at - 1].partition(b"=")
+        rest = f"SET_STRING, {string_text(key)}, {string_text(value)}"
+        if not equals:
+            rest = f"SET_FLAG, {string_text(key)}"
+        call = f"fsconfig({string_text(fstype)}, FSCONFIG_{rest})"
+    elif at == len(encoded) + 1:
+        shown = ",".join(option.decode("utf-8", "backslashreplace") for option in encoded)
+        call = f"fsconfig({string_text(fstype)}, FSCONFIG_CMD_CREATE) [{shown}]"
+    else:
+        attrs = flags_text(attr_flags, _ATTR_NAMES)
+        call = f"fsmount({string_text(fstype)}, FSMOUNT_CLOEXEC, {attrs})"
+    text = ffi.string(log).decode("utf-8", "backslashreplace").strip()
+    raise KernelError(-result, call, hint="; ".join(text.splitlines()) or None)
+
+
+def mount_setattr(
+    fd: int,
+    path: PathLike = "",
+    *,
+    set: int = 0,
+    clear: int = 0,
+    propagation: int = 0,
+    userns_fd: int = -1,
+    recursive: bool = False,
+) -> None:
+    """Change the attributes of the mount at (fd, path); an empty path is the fd itself.
+
+    Args:
+        set: MOUNT_ATTR_* to set; IDMAP is added when `userns_fd` is given.
+        clear: MOUNT_ATTR_* to clear; MOUNT_ATTR__ATIME first, when one of its values is set.
+        propagation: MS_PRIVATE, MS_SLAVE, MS_SHARED or MS_UNBINDABLE; 0 = as it is.
+        userns_fd: the user namespace whose maps the mount shall have; stays the caller's.
+        recursive: the whole tree below, all or nothing.
+
+    Source: mount_setattr(2).
+    """
+    raw = path_bytes(path)
+    flags = (AT_EMPTY_PATH if not raw else 0) | (AT_RECURSIVE if recursive else 0)
+    set |= MOUNT_ATTR_IDMAP if userns_fd >= 0 else 0
+    result = lib.pyc_mount_setattr(fd, raw, flags, set, clear, propagation, userns_fd)
+    if result < 0:
+        attrs = f"set={flags_text(set, _ATTR_NAMES)}, clear={flags_text(clear, _ATTR_NAMES)}"
+        where = f"{fd_text(fd)}, {string_text(raw)}, {flags_text(flags, _TREE_NAMES)}"
+        call = f"mount_setattr({where}, {{{attrs}, propagation={propagation:#x}}})"
+        raise KernelError(-result, call)
+
+
+def umount2(path: PathLike, flags: int = 0) -> None:
+    """Detach the topmost mount at `path`. Source: umount2(2)."""
+    raw = path_bytes(path)
+    result = lib.pyc_umount2(raw, flags)
+    if result < 0:
+        names = {"MNT_DETACH": MNT_DETACH, "UMOUNT_NOFOLLOW": UMOUNT_NOFOLLOW}
+        raise KernelError(-result, f"umount2({string_text(raw)}, {flags_text(flags, names)})")
+
+
+def pidfd_open(pid: int, flags: int = 0) -> int:
+    """Return an fd of the process, readable when it has ended. Source: pidfd_open(2)."""
+    result = lib.pyc_pidfd_open(pid, flags)
+    if result < 0:
+        raise KernelError(-result, f"pidfd_open({pid}, {flags:#x})")
+    return result
+
+
+def pidfd_send_signal(pidfd: int, signal: int) -> None:
+    """Signal exactly that process; ESRCH once it has ended. Source: pidfd_send_signal(2)."""
+    result = lib.pyc_pidfd_send_signal(pidfd, signal)
+    if result < 0:
+        raise KernelError(-result, f"pidfd_send_signal({fd_text(pidfd)}, {signal})")
+
+
+def pidfd_getfd(pidfd: int, fd: int) -> int:
+    """Return a duplicate of another process' fd. Source: pidfd_getfd(2)."""
+    result = lib.pyc_pidfd_getfd(pidfd, fd)
+    if result < 0:
+        raise KernelError(-result, f"pidfd_getfd({fd_text(pidfd)}, {fd}, 0)")
+    return result
+
+
+def close_range(first: int, last: int = 0xFFFFFFFF, *, cloexec: bool = False) -> None:
+    """Close all fds from `first` to `last`, or only mark them close-on-exec.
+
+    Source: close_range(2).
+    """
+    result = lib.pyc_close_range(first, last, CLOSE_RANGE_CLOEXEC if cloexec else 0)
+    if result < 0:
+        raise KernelError(-result, f"close_range({first}, {last}, {int(cloexec) * 4})")
+
+
+def memfd(name: str, data: bytes, *, seal: bool = False, executable: bool = False) -> int:
+    """Return an O_CLOEXEC memory file that holds `data`, its offset at 0.
+
+    Args:
+        seal: nobody can change it any more, us included.
+        executable: it may be executed; others get MFD_NOEXEC_SEAL where the kernel knows it.
+
+    Source: memfd_create(2); MFD_EXEC and MFD_NOEXEC_SEAL came with Linux 6.3.
+    """
+    raw = path_bytes(name)
+    seals = F_SEALS if seal else 0
+    kind = MFD_EXEC if executable else MFD_NOEXEC_SEAL
+    result = lib.pyc_memfd(raw, data, len(data), MFD_ALLOW_SEALING | kind, seals)
+    if result == -EINVAL:
+        result = lib.pyc_memfd(raw, data, len(data), MFD_ALLOW_SEALING, seals)
+    if result < 0:
+        raise KernelError(-result, f"memfd_create({string_text(raw)}) of {len(data)} bytes")
+    return result
+
+
+def make_userns(uid_map: str, gid_map: str, *, deny_setgroups: bool = False) -> int:
+    """Return an fd of a new user namespace with these maps and no process in it.
+
+    It keeps the namespace alive; closing it ends it, mounts that use it excepted. Safe in a
+    threaded host program, beside waitpid(-1) and SIGCHLD handlers of others.
+
+    Args:
+        uid_map: lines "inside outside count", as in /proc/PID/uid_map.
+        gid_map: likewise.
+        deny_setgroups: needed to map a gid without CAP_SETGID.
+
+    Source: user_namespaces(7); mount_setattr(2), MOUNT_ATTR_IDMAP.
+    """
+    step = ffi.new("uint32_t *")
+    uid, gid = path_bytes(uid_map), path_bytes(gid_map)
+    if not uid.strip() or not gid.strip():
+        raise InvalidInput("a user namespace for mounts needs both maps")
+    result = lib.pyc_make_userns(uid, gid, deny_setgroups, step)
+    if result < 0:
+        calls = (
+            "clone(CLONE_VM|CLONE_NEWUSER|CLONE_PIDFD)",
+            'open("/proc/PID/ns/user")',
+            'write("/proc/PID/setgroups", "deny")',
+            f'write("/proc/PID/uid_map", {string_text(uid)})',
+            f'write("/proc/PID/gid_map", {string_text(gid)})',
+        )
+        raise KernelError(-result, calls[step[0]])
+    return result
+
+
+# linux/bpf.h
+BPF_PROG_TYPE_CGROUP_DEVICE = 15
+BPF_CGROUP_DEVICE = 6
+BPF_F_ALLOW_OVERRIDE = 1
+BPF_F_ALLOW_MULTI = 2
+BPF_F_REPLACE = 4
+
+
+def bpf_prog_load(prog_type: int, insns: bytes, *, attach_type: int = 0) -> int:
+    """Return an fd of a verified eBPF program; the verifier's last words are the error's hint.
+
+    Args:
+        insns: struct bpf_insn[], 8 bytes each.
+
+    Source: bpf(2), BPF_PROG_LOAD.
+    """
+    if len(insns) % 8 or not insns:
+        raise InvalidInput(f"{len(insns)} bytes are no eBPF program")
+    log = ffi.new("char[]", 16 * _LOG_BYTES)
+    result = lib.pyc_bpf_prog_load(
+        prog_type, attach_type, insns, len(insns) // 8, log, 16 * _LOG_BYTES
+    )
+    if result < 0:
+        text = ffi.string(log).decode("utf-8", "backslashreplace").strip()
+        call = f"bpf(BPF_PROG_LOAD, {{type={prog_type}, {len(insns) // 8} insns}})"
+        raise KernelError(-result, call, hint="; ".join(text.splitlines()[-3:]) or None)
+    return result
+
+
+def bpf_prog_attach(prog_fd: int, target_fd: int, attach_type: int, flags: int = 0) -> None:
+    """Attach a program to a cgroup (`target_fd`). Source: bpf(2), BPF_PROG_ATTACH."""
+    result = lib.pyc_bpf_prog_attach(prog_fd, target_fd, attach_type, flags)
+    if result < 0:
+        where = f"{fd_text(target_fd)}, type={attach_type}, flags={flags:#x}"
+        raise KernelError(-result, f"bpf(BPF_PROG_ATTACH, {{{where}}})")
+
+
+def bpf_prog_detach(prog_fd: int, target_fd: int, attach_type: int) -> None:
+    """Detach a program from a cgroup (`target_fd`). Source: bpf(2), BPF_PROG_DETACH."""
+    result = lib.pyc_bpf_prog_detach(prog_fd, target_fd, attach_type)
+    if result < 0:
+        where = f"{fd_text(target_fd)}, type={attach_type}"
+        raise KernelError(-result, f"bpf(BPF_PROG_DETACH, {{{where}}})")
