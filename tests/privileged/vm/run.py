@@ -64,7 +64,11 @@ def accelerator(booted: image.Image) -> list[str]:
     ]
     try:
         probe = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_TIMEOUT_SEC
+            command,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=PROBE_TIMEOUT_SEC,
         )
     except subprocess.TimeoutExpired:
         return tcg
