@@ -7,18 +7,40 @@ NATIVE := src/pycontain/_native
 C_SOURCES := $(wildcard $(NATIVE)/*.c $(NATIVE)/*.h)
 
 # ---- venv: packages, virtual environment, extension and static programs --------------------
-# Quick when nothing changed: the stamp is newer than everything that the build reads.
+# Quick when nothing changed: the stamp is newer than everything that the build reads. Rebuild after
+# a change in C or in setup.py: `make venv`. On Debian 12 as root it installs what is missing.
 STAMP := $(VENV)/.pycontain-stamp
+PIP_INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check
+# A pyenv shim exists for versions that are not active, so ask each candidate to run.
+FIND_PYTHON = for p in python3.11 python3 python3.12 python3.13 /usr/bin/python3.11; do \
+	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& { command -v "$$p"; break; }; done
 
 .PHONY: venv
 venv: $(STAMP)
 
 $(VENV)/bin/python:
-	bash tools/bootstrap.sh $(VENV)
+	@need=(); \
+	command -v gcc >/dev/null || need+=(gcc); \
+	echo '#include <stdio.h>' | $${CC:-gcc} -E - >/dev/null 2>&1 || need+=(libc6-dev); \
+	ldconfig -p | grep -q 'libseccomp[.]so[.]2' || need+=(libseccomp2); \
+	python=$$($(FIND_PYTHON)); \
+	[ -n "$$python" ] || need+=(python3.11 python3.11-venv); \
+	[ -n "$$python" ] && "$$python" -c 'import os, sys, sysconfig as s; \
+	sys.exit(not os.path.exists(s.get_path("include") + "/Python.h"))' || need+=(python3.11-dev); \
+	if [ $${#need[@]} -gt 0 ]; then \
+		[ $$(id -u) = 0 ] || { echo "make venv: please install $${need[*]}" >&2; exit 1; }; \
+		apt-get update -q; \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
+			"$${need[@]}"; \
+	fi; \
+	python=$$($(FIND_PYTHON)); \
+	[ -n "$$python" ] || { echo "make venv: no Python >= 3.11 with venv" >&2; exit 1; }; \
+	"$$python" -m venv $(VENV)
 
 $(STAMP): pyproject.toml setup.py $(NATIVE)/build.py $(C_SOURCES) | $(VENV)/bin/python
-	$(PY) -m pip install --quiet --disable-pip-version-check 'setuptools>=65' wheel 'cffi>=1.15'
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[dev]'
+	$(PIP_INSTALL) 'setuptools>=65' wheel 'cffi>=1.15'
+	$(PIP_INSTALL) --no-build-isolation -e '.[dev]'
 	touch $@
 
 # ---- lint -------------------------------------------------------------------------------

@@ -1,133 +1,80 @@
-/* plan_check.c: everything that the monitor and the child rely on in a record and a plan.
+/* plan_check.c: everything that the child relies on in a plan (record_check.c: the monitor's part).
  *
  * Hosted (the extension, fuzzing) and freestanding (the monitor): no libc, no allocation, no
  * writes but the refusal. What it reads must not change meanwhile: the caller hands in a private
  * copy, never a mapping that the client can still write to.
  *
- * Invariant after success: every offset, count and slot that child.c uses stays inside the blob
+ * Invariant after success: every offset, count and slot that child.c uses stays inside the plan
  * and the slot table, whatever the client is. The order rules are against our own mistakes: an op
  * in the wrong place would leave a container less confined than its spec says.
- *
- * Each check returns 0 or its own line, which is what a refusal names.
  */
-#include "plan.h"
+#include "check.h"
 
 #include <linux/errno.h>
 #include <linux/sched.h>
 
-#define REFUSE_UNLESS(condition) \
-    do {                         \
-        if (!(condition))        \
-            return __LINE__;     \
-    } while (0)
-#define TRY(check)       \
-    do {                 \
-        int line_ = (check); \
-        if (line_ != 0)  \
-            return line_; \
-    } while (0)
-
-#define NEW_FLAGS                                                                           \
-    ((uint64_t)(CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | \
+#define NEW_FLAGS                                                                               \
+    ((uint64_t)(CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER |   \
                 CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWTIME))
 #define U32 0xffffffffULL
 #define U64 0xffffffffffffffffULL
+#define MAX_ID (U32 - 1)      /* (uid_t)-1 would mean "leave it as it is" */
 #define MAX_GROUPS 65536U     /* NGROUPS_MAX, linux/limits.h */
-#define MAX_PATH 4096U        /* PATH_MAX, with the NUL */
 #define MAX_FS_OPTIONS 256U
-#define MAX_STDIO_FD 63U      /* child.c keeps its own fds from 64 on */
-#define STATE_DIR_ROOM 256U   /* what the monitor may append to a path */
+#define MAX_STDIO_FD 2U       /* from 3 on there may be a slot or the status socket */
+#define BLOCK PYC_MAX_BLOB_BYTES
 
-/* How an op uses a string or a slot; 0 = must not be given. */
-enum use_str { S_TEXT_OR_NONE = 1, S_TEXT, S_PATH, S_ABSOLUTE, S_DATA /* has its own check */ };
-enum use_slot { L_IN = 1, L_IN_OR_NONE, L_OUT, L_OUT_OR_NONE };
+/* How an op uses a string: 0 = not at all; MAY = or none; DATA has a check of its own. */
+enum { MAY = 1, TEXT, PATH, ABS, DATA };
+/* How it uses a slot. */
+enum { IN = 1, IN_MAY, OUT, OUT_MAY };
 
-struct rule {
+static const struct rule {
     uint8_t str[4], slot[3];
     uint8_t late;      /* may follow SECCOMP */
     uint32_t flags;    /* enum pyc_op_flags that it knows */
-    uint64_t max[3];   /* of num[]; 0 = not used, must be 0 */
-};
-
-static const struct rule rules[PYC_OP_LAST + 1] = {
-    [PYC_OP_GATE] = {.max = {PYC_GATE_START}},
-    [PYC_OP_SETSID] = {.max = {0}},
-    [PYC_OP_SETNS] = {.slot = {L_IN}, .max = {NEW_FLAGS}},
-    [PYC_OP_UNSHARE] = {.max = {NEW_FLAGS}},
-    [PYC_OP_WRITE_FD] = {.str = {S_TEXT}, .slot = {L_IN}},
-    [PYC_OP_WRITE_AT] = {.str = {S_PATH, S_TEXT}, .slot = {L_IN}, .flags = PYC_F_OPTIONAL},
-    [PYC_OP_SETHOSTNAME] = {.str = {S_TEXT}},
-    [PYC_OP_SETDOMAINNAME] = {.str = {S_TEXT}},
-    [PYC_OP_LOOPBACK_UP] = {.max = {0}},
-    [PYC_OP_PROPAGATION] = {.max = {U32}},
-    [PYC_OP_FSMOUNT] = {.str = {S_TEXT, S_DATA}, .slot = {L_OUT}, .max = {MAX_FS_OPTIONS, U32}},
-    [PYC_OP_OPEN_TREE] = {.str = {S_TEXT_OR_NONE},
-                          .slot = {L_IN_OR_NONE, L_OUT},
-                          .flags = PYC_F_OPTIONAL | PYC_F_NO_SYMLINKS,
-                          .max = {U32}},
-    [PYC_OP_MOUNT_SETATTR] = {.slot = {L_IN, L_IN_OR_NONE},
-                              .flags = PYC_F_RECURSIVE,
-                              .max = {U64, U64, U32}},
-    [PYC_OP_MOVE_MOUNT] = {.str = {S_PATH},
-                           .slot = {L_IN, L_IN},
-                           .flags = PYC_F_OPTIONAL | PYC_F_MAKE_DIR | PYC_F_MAKE_FILE |
-                                    PYC_F_NO_SYMLINKS},
-    [PYC_OP_ATTACH_ROOT] = {.str = {S_PATH}, .slot = {L_IN, L_OUT}},
-    [PYC_OP_MKDIR] = {.str = {S_PATH},
-                      .slot = {L_IN},
-                      .flags = PYC_F_EXIST_OK | PYC_F_NO_SYMLINKS | PYC_F_MAKE_DIR,
-                      .max = {07777}},
-    [PYC_OP_MKNOD] = {.str = {S_PATH},
-                      .slot = {L_IN},
-                      .flags = PYC_F_EXIST_OK | PYC_F_NO_SYMLINKS | PYC_F_MAKE_DIR,
-                      .max = {0177777, U32, U64}},
-    [PYC_OP_SYMLINK] = {.str = {S_PATH, S_PATH},
-                        .slot = {L_IN},
-                        .flags = PYC_F_EXIST_OK | PYC_F_NO_SYMLINKS | PYC_F_MAKE_DIR},
-    [PYC_OP_MASK] = {.str = {S_PATH},
-                     .slot = {L_IN, L_IN, L_IN},
-                     .flags = PYC_F_OPTIONAL | PYC_F_NO_SYMLINKS},
-    [PYC_OP_READONLY] = {.str = {S_PATH},
-                         .slot = {L_IN},
-                         .flags = PYC_F_OPTIONAL | PYC_F_NO_SYMLINKS},
-    [PYC_OP_PIVOT_ROOT] = {.slot = {L_IN}},
-    [PYC_OP_CHDIR] = {.str = {S_ABSOLUTE}, .flags = PYC_F_MAKE_DIR, .max = {U64}},
-    [PYC_OP_STDIO] = {.slot = {L_IN}, .late = 1, .max = {MAX_STDIO_FD}},
-    [PYC_OP_TERMINAL] = {.slot = {L_IN, L_IN_OR_NONE},
-                         .flags = PYC_F_CONSOLE,
-                         .max = {0xffff0000ffffULL}},
-    [PYC_OP_RLIMIT] = {.max = {15, U64, U64}},
-    [PYC_OP_UMASK] = {.max = {0777}},
-    [PYC_OP_KEYRING] = {.str = {S_TEXT_OR_NONE}},
-    [PYC_OP_CAP_BOUND] = {.late = 1, .max = {U64}},
-    [PYC_OP_SETGROUPS] = {.str = {S_DATA}, .late = 1, .max = {MAX_GROUPS}},
-    [PYC_OP_SETUSER] = {.late = 1, .max = {U32 - 1, U32 - 1}}, /* (uid_t)-1 = leave as it is */
-    [PYC_OP_CAPSET] = {.late = 1, .max = {U64, U64, U64}},
-    [PYC_OP_CAP_AMBIENT] = {.late = 1, .max = {U64}},
-    [PYC_OP_NO_NEW_PRIVS] = {.late = 1},
-    [PYC_OP_SECCOMP] = {.str = {S_DATA},
-                        .slot = {L_OUT_OR_NONE},
-                        .late = 1,
-                        .max = {PYC_MAX_FILTER, U32}},
-    [PYC_OP_EXEC] = {.str = {S_DATA, S_DATA, S_DATA, S_DATA},
-                     .slot = {L_IN_OR_NONE},
-                     .late = 1,
-                     .max = {PYC_MAX_BLOB_BYTES, PYC_MAX_BLOB_BYTES, PYC_MAX_BLOB_BYTES}},
-    [PYC_OP_PDEATHSIG] = {.late = 1, .max = {64}},
-    [PYC_OP_OPEN] = {.str = {S_PATH},
-                     .slot = {L_IN, L_OUT},
-                     .flags = PYC_F_OPTIONAL | PYC_F_NO_SYMLINKS,
-                     .max = {U32}},
-    [PYC_OP_CLOSE] = {.slot = {L_IN}, .late = 1},
-    [PYC_OP_FSTYPE] = {.slot = {L_IN}, .max = {U32}},
-    [PYC_OP_PERSONALITY] = {.max = {U32}},
-    [PYC_OP_JOIN_TIMENS] = {.max = {0}},
-};
-
-struct arena {
-    const char *text;
-    uint32_t bytes;
-    uint32_t scratch, scratch_end; /* the child writes here: nothing else may lie in it */
+    uint64_t max[3];   /* of num[]; 0 = must be 0 */
+} rules[PYC_OP_LAST + 1] = {
+    [PYC_OP_GATE] = {{0}, {0}, 0, 0, {PYC_GATE_START}},
+    [PYC_OP_SETNS] = {{0}, {IN}, 0, 0, {NEW_FLAGS}},
+    [PYC_OP_UNSHARE] = {{0}, {0}, 0, 0, {NEW_FLAGS}},
+    [PYC_OP_WRITE_FD] = {{TEXT}, {IN}, 0, 0, {0}},
+    [PYC_OP_WRITE_AT] = {{PATH, TEXT}, {IN}, 0, PYC_F_OPTIONAL, {0}},
+    [PYC_OP_SETHOSTNAME] = {{TEXT}, {0}, 0, 0, {0}},
+    [PYC_OP_SETDOMAINNAME] = {{TEXT}, {0}, 0, 0, {0}},
+    [PYC_OP_PROPAGATION] = {{0}, {0}, 0, 0, {U32}},
+    [PYC_OP_FSMOUNT] = {{PATH, DATA}, {OUT}, 0, 0, {MAX_FS_OPTIONS, U32}},
+    [PYC_OP_OPEN_TREE] = {{MAY}, {IN_MAY, OUT}, 0, PYC_F_OPTIONAL | PYC_F_NO_SYMLINKS, {U32}},
+    [PYC_OP_MOUNT_SETATTR] = {{0}, {IN, IN_MAY}, 0, PYC_F_RECURSIVE, {U64, U64, U32}},
+    [PYC_OP_MOVE_MOUNT] = {{PATH}, {IN, IN}, 0, PYC_F_OPTIONAL | PYC_F_NO_SYMLINKS |
+                           PYC_F_MAKE_DIR | PYC_F_MAKE_FILE, {0}},
+    [PYC_OP_ATTACH_ROOT] = {{ABS}, {IN, OUT_MAY}, 0, 0, {0}},
+    [PYC_OP_MKDIR] = {{PATH}, {IN}, 0, PYC_F_EXIST_OK, {07777}},
+    [PYC_OP_MKNOD] = {{PATH}, {IN}, 0, PYC_F_EXIST_OK, {0177777, U32, U64}},
+    [PYC_OP_SYMLINK] = {{PATH, PATH}, {IN}, 0, PYC_F_EXIST_OK, {0}},
+    [PYC_OP_MASK] = {{PATH}, {IN, IN, IN}, 0, 0, {0}},
+    [PYC_OP_READONLY] = {{PATH}, {IN}, 0, 0, {0}},
+    [PYC_OP_PIVOT_ROOT] = {{0}, {IN}, 0, 0, {0}},
+    [PYC_OP_CHDIR] = {{ABS}, {0}, 0, PYC_F_MAKE_DIR, {U64}},
+    [PYC_OP_STDIO] = {{0}, {IN}, 1, 0, {MAX_STDIO_FD}},
+    [PYC_OP_TERMINAL] = {{0}, {IN, IN_MAY}, 0, PYC_F_CONSOLE, {0xffff0000ffffULL, U64}},
+    [PYC_OP_RLIMIT] = {{0}, {0}, 0, 0, {15, U64, U64}},
+    [PYC_OP_UMASK] = {{0}, {0}, 0, 0, {0777}},
+    [PYC_OP_KEYRING] = {{MAY}, {0}, 0, PYC_F_OPTIONAL, {0}},
+    [PYC_OP_CAP_BOUND] = {{0}, {0}, 1, 0, {U64}},
+    [PYC_OP_SETGROUPS] = {{DATA}, {0}, 1, 0, {MAX_GROUPS}},
+    [PYC_OP_SETUSER] = {{0}, {0}, 1, 0, {MAX_ID, MAX_ID}},
+    [PYC_OP_CAPSET] = {{0}, {0}, 1, 0, {U64, U64, U64}},
+    [PYC_OP_CAP_AMBIENT] = {{0}, {0}, 1, 0, {U64}},
+    [PYC_OP_NO_NEW_PRIVS] = {{0}, {0}, 1, 0, {0}},
+    [PYC_OP_SECCOMP] = {{DATA}, {OUT_MAY}, 1, 0, {PYC_MAX_FILTER, U32}},
+    [PYC_OP_EXEC] = {{DATA, DATA, DATA, DATA}, {IN_MAY}, 1, 0, {BLOCK, BLOCK, BLOCK}},
+    [PYC_OP_PDEATHSIG] = {{0}, {0}, 1, 0, {64}},
+    [PYC_OP_OPEN] = {{PATH}, {IN_MAY, OUT}, 0, PYC_F_NO_SYMLINKS, {U32}},
+    [PYC_OP_CLOSE] = {{0}, {IN}, 1, 0, {0}},
+    [PYC_OP_FSTYPE] = {{0}, {IN}, 0, 0, {U32}},
+    [PYC_OP_PERSONALITY] = {{0}, {0}, 0, 0, {U32}},
+    /* SETSID, LOOPBACK_UP and JOIN_TIMENS take nothing at all. */
 };
 
 struct walk {
@@ -138,17 +85,7 @@ struct walk {
     int started, filtered, dropped; /* seen: GATE(START), SECCOMP, SETUSER other than root */
 };
 
-static int in_range(uint64_t offset, uint64_t bytes, uint64_t begin, uint64_t end) {
-    return offset >= begin && offset <= end && bytes <= end - offset;
-}
-
-/* The offset names a string: it ends inside the arena, and before or after the scratch. */
-static int arena_has(const struct arena *a, uint32_t offset) {
-    return offset < a->bytes && (offset < a->scratch || offset >= a->scratch_end);
-}
-
 static int check_data(const struct arena *a, uint32_t offset, uint64_t bytes, uint32_t align) {
-    REFUSE_UNLESS(offset != 0);
     REFUSE_UNLESS(in_range(offset, bytes, 1, a->bytes));
     REFUSE_UNLESS((uintptr_t)(a->text + offset) % align == 0);
     REFUSE_UNLESS(offset >= a->scratch_end || offset + bytes <= a->scratch);
@@ -160,9 +97,7 @@ static int check_block(const struct arena *a, uint32_t offset, uint64_t count, u
     uint32_t at = offset, begin;
     uint32_t end = offset < a->scratch ? a->scratch : a->bytes;
 
-    if (count == 0)
-        return 0;
-    REFUSE_UNLESS(offset != 0 && arena_has(a, offset));
+    REFUSE_UNLESS(arena_has(a, offset));
     for (; count > 0; count--) {
         for (begin = at; at < end && a->text[at] != '\0'; at++)
             ;
@@ -173,29 +108,19 @@ static int check_block(const struct arena *a, uint32_t offset, uint64_t count, u
     return 0;
 }
 
-static int check_arena(const char *part, uint32_t bytes, uint32_t offset, uint32_t header_bytes,
-                       uint32_t part_bytes, struct arena *ret_arena) {
-    REFUSE_UNLESS(in_range(offset, bytes, header_bytes, part_bytes));
-    REFUSE_UNLESS(bytes >= 1);
-    REFUSE_UNLESS(part[offset] == '\0');
-    REFUSE_UNLESS(part[offset + bytes - 1] == '\0');
-    *ret_arena = (struct arena){part + offset, bytes, bytes, bytes};
-    return 0;
-}
-
 static int check_strings(const struct walk *w, const struct pyc_op *op, const struct rule *rule) {
     const struct arena *a = &w->arena;
 
     for (int i = 0; i < 4; i++) {
         uint32_t offset = op->str[i];
 
-        if (rule->str[i] == S_DATA)
+        if (rule->str[i] == DATA)
             continue;
         REFUSE_UNLESS(rule->str[i] != 0 || offset == 0);
         REFUSE_UNLESS(arena_has(a, offset));
-        REFUSE_UNLESS(rule->str[i] < S_TEXT || offset != 0);
-        REFUSE_UNLESS(rule->str[i] < S_PATH || a->text[offset] != '\0');
-        REFUSE_UNLESS(rule->str[i] != S_ABSOLUTE || a->text[offset] == '/');
+        REFUSE_UNLESS(rule->str[i] < TEXT || offset != 0);
+        REFUSE_UNLESS(rule->str[i] < PATH || a->text[offset] != '\0');
+        REFUSE_UNLESS(rule->str[i] != ABS || a->text[offset] == '/');
     }
     return 0;
 }
@@ -206,12 +131,12 @@ static int check_slots(struct walk *w, const struct pyc_op *op, const struct rul
         uint8_t use = rule->slot[i];
         uint64_t bit;
 
-        if (slot == -1 && (use == 0 || use == L_IN_OR_NONE || use == L_OUT_OR_NONE))
+        if (slot == -1 && (use == 0 || use == IN_MAY || use == OUT_MAY))
             continue;
         REFUSE_UNLESS(use != 0);
         REFUSE_UNLESS(slot >= 0 && (uint32_t)slot < w->slot_count);
         bit = 1ULL << (slot % 64);
-        if (use == L_IN || use == L_IN_OR_NONE) {
+        if (use == IN || use == IN_MAY) {
             REFUSE_UNLESS((w->open[slot / 64] & bit) != 0);
         } else {
             /* A received fd is replaced only after CLOSE: nobody loses one unknowingly. */
@@ -256,19 +181,13 @@ static int check_particular(const struct walk *w, const struct pyc_op *op) {
         REFUSE_UNLESS(op->code == PYC_OP_SETNS || op->num[0] != 0);
         return 0;
     case PYC_OP_FSMOUNT:
-        REFUSE_UNLESS(op->num[0] != 0 || op->str[1] == 0);
         return check_block(a, op->str[1], op->num[0], MAX_PATH);
     case PYC_OP_TERMINAL:
         REFUSE_UNLESS((op->num[0] & U32) <= 0xffff);
         return 0;
-    case PYC_OP_RLIMIT:
-        REFUSE_UNLESS(op->num[1] <= op->num[2]);
-        return 0;
     case PYC_OP_SETGROUPS:
-        if (op->num[0] == 0) {
-            REFUSE_UNLESS(op->str[0] == 0);
+        if (op->num[0] == 0 && op->str[0] == 0)
             return 0;
-        }
         return check_data(a, op->str[0], op->num[0] * sizeof(uint32_t), sizeof(uint32_t));
     case PYC_OP_SECCOMP:
         REFUSE_UNLESS(op->num[0] >= 1);
@@ -375,111 +294,6 @@ int pyc_plan_check(const void *plan, uint64_t plan_bytes, uint32_t fds_received,
                    struct pyc_refusal *ret_refusal) {
     uint32_t index = 0;
     int line = check_plan(plan, plan_bytes, fds_received, &index);
-
-    if (line == 0)
-        return 0;
-    *ret_refusal = (struct pyc_refusal){index, (uint32_t)line};
-    return -EINVAL;
-}
-
-/* ---- the record ---------------------------------------------------------------------------- */
-
-static int check_id(const char *id) {
-    uint32_t n = 0, slashes = 0, part = 0; /* part: characters since the last slash */
-    int dots = 1;                          /* the part so far is only dots */
-
-    for (; id[n] != '\0'; n++) {
-        char c = id[n];
-        int letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
-
-        REFUSE_UNLESS(n < PYC_ID_BYTES - 1);
-        if (c == '/') {
-            REFUSE_UNLESS(part > 0 && !dots && slashes == 0);
-            slashes++;
-            part = 0;
-            dots = 1;
-            continue;
-        }
-        REFUSE_UNLESS(letter || c == '_' || c == '.' || c == '+' || c == '-');
-        dots = dots && c == '.';
-        part++;
-    }
-    REFUSE_UNLESS(part > 0 && !dots);
-    return 0;
-}
-
-/* Absolute, not too long to append to, and without a ".." to climb by. */
-static int check_path(const struct arena *a, uint32_t offset) {
-    const char *path;
-    uint32_t n;
-
-    REFUSE_UNLESS(arena_has(a, offset));
-    path = a->text + offset;
-    REFUSE_UNLESS(path[0] == '/');
-    for (n = 0; path[n] != '\0'; n++) {
-        REFUSE_UNLESS(n < MAX_PATH - STATE_DIR_ROOM);
-        REFUSE_UNLESS(!(path[n] == '/' && path[n + 1] == '.' && path[n + 2] == '.' &&
-                        (path[n + 3] == '/' || path[n + 3] == '\0')));
-    }
-    return 0;
-}
-
-static int check_exit_op(const struct arena *a, const struct pyc_exit_op *op) {
-    REFUSE_UNLESS(op->code >= PYC_EXIT_READ && op->code <= PYC_EXIT_WRITE);
-    REFUSE_UNLESS(op->flags == 0);
-    TRY(check_path(a, op->str[0]));
-    REFUSE_UNLESS(arena_has(a, op->str[1]));
-    REFUSE_UNLESS(op->code == PYC_EXIT_RMDIR ? op->str[1] == 0 : op->str[1] != 0);
-    if (op->code == PYC_EXIT_READ) {
-        /* The label is a line of its own in the collected text. */
-        REFUSE_UNLESS(a->text[op->str[1]] != '\0');
-        for (const char *p = a->text + op->str[1]; *p != '\0'; p++)
-            REFUSE_UNLESS((unsigned char)*p > ' ' && *p != 0x7f);
-    }
-    return 0;
-}
-
-static int check_record(const struct pyc_record *r, uint64_t blob_bytes, uint32_t *ret_index) {
-    const uint32_t known = PYC_R_LIFELINE | PYC_R_QUIET | PYC_R_PARK | PYC_R_TERMINAL | PYC_R_LOG |
-                           PYC_R_EPHEMERAL;
-    const struct pyc_exit_op *ops;
-    struct arena a;
-
-    REFUSE_UNLESS((uintptr_t)r % 8 == 0);
-    REFUSE_UNLESS(blob_bytes >= sizeof *r && blob_bytes <= PYC_MAX_BLOB_BYTES);
-    REFUSE_UNLESS(r->abi == PYC_ABI);
-    REFUSE_UNLESS(r->record_bytes % 8 == 0 && r->record_bytes >= sizeof *r);
-    REFUSE_UNLESS(r->record_bytes <= PYC_MAX_RECORD_BYTES && r->record_bytes <= blob_bytes);
-    REFUSE_UNLESS((r->flags & ~known) == 0);
-    REFUSE_UNLESS(r->pad == 0 && r->pad2 == 0);
-    TRY(check_arena((const char *)r, r->arena_bytes, r->arena_offset, sizeof *r, r->record_bytes,
-                    &a));
-    REFUSE_UNLESS(arena_has(&a, r->id));
-    TRY(check_id(a.text + r->id));
-    if (r->state_dir != 0 || (r->flags & PYC_R_EPHEMERAL) == 0)
-        TRY(check_path(&a, r->state_dir));
-    if (r->log_path != 0 || (r->flags & PYC_R_LOG) != 0)
-        TRY(check_path(&a, r->log_path));
-    if (r->kill_path != 0)
-        TRY(check_path(&a, r->kill_path));
-    REFUSE_UNLESS(r->log_max_bytes <= INT64_MAX);
-    REFUSE_UNLESS(r->log_max_files <= 1000);
-    REFUSE_UNLESS(r->timeout_usec <= INT64_MAX / 1000); /* as nanoseconds it still fits */
-    REFUSE_UNLESS(r->exit_op_count <= PYC_MAX_EXIT_OPS);
-    REFUSE_UNLESS(r->exit_op_offset % 8 == 0);
-    REFUSE_UNLESS(in_range(r->exit_op_offset, r->exit_op_count * sizeof *ops, sizeof *r,
-                           r->record_bytes));
-    ops = (const struct pyc_exit_op *)((const char *)r + r->exit_op_offset);
-    for (uint32_t i = 0; i < r->exit_op_count; i++) {
-        *ret_index = i;
-        TRY(check_exit_op(&a, &ops[i]));
-    }
-    return 0;
-}
-
-int pyc_record_check(const void *blob, uint64_t blob_bytes, struct pyc_refusal *ret_refusal) {
-    uint32_t index = 0;
-    int line = check_record(blob, blob_bytes, &index);
 
     if (line == 0)
         return 0;
