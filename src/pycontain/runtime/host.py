@@ -1,0 +1,77 @@
+"""Where this program's containers live: the two roots and what hangs on them.
+
+No mutable state but caches; any number of threads and programs use the same roots at once.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from pycontain import _native
+from pycontain.isolation import cgroups
+from pycontain.runtime.launcher import Launcher
+from pycontain.runtime.state import StateStore
+
+if TYPE_CHECKING:
+    from pycontain.isolation.cgroups import Layout
+
+__all__ = ["Host", "default_data_root", "default_state_root"]
+
+
+def default_state_root() -> str:
+    """$PYCONTAIN_STATE, else /run/pycontain, else the user's runtime directory."""
+    given = os.environ.get("PYCONTAIN_STATE")
+    if given:
+        return given
+    if os.geteuid() == 0:
+        return "/run/pycontain"
+    base = os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/pycontain-{os.geteuid()}"
+    return f"{base}/pycontain"
+
+
+def default_data_root() -> str:
+    """$PYCONTAIN_DATA, else /var/lib/pycontain, else the user's data directory."""
+    given = os.environ.get("PYCONTAIN_DATA")
+    if given:
+        return given
+    if os.geteuid() == 0:
+        return "/var/lib/pycontain"
+    base = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    return f"{base}/pycontain"
+
+
+class Host:
+    """The state root, the data root, and the ways to the monitor and to the cgroups."""
+
+    def __init__(self, state_root: str | None = None, data_root: str | None = None) -> None:
+        self.state_root = os.path.abspath(state_root or default_state_root())
+        self.data_root = os.path.abspath(data_root or default_data_root())
+        self.launcher = Launcher(self.state_root)
+
+    @cached_property
+    def states(self) -> StateStore:
+        """The containers' state documents; the directory is made on first use."""
+        return StateStore(self.state_root)
+
+    @property
+    def seccomp_cache(self) -> str:
+        """Where compiled filters are kept."""
+        return f"{self.data_root}/seccomp"
+
+    def layout(self) -> Layout:
+        """Where this host's cgroup controllers live."""
+        return cgroups.detect()
+
+    def data_dir(self, container_id: str) -> str:
+        """The container's own directory on disk: writable layer and log."""
+        return f"{self.data_root}/containers/{container_id}"
+
+    def open_program(self, name: str) -> int:
+        """Return a sealed copy of one of our static programs; the caller closes the fd.
+
+        A copy in memory, because what a container executes it can open through /proc/1/exe: the
+        installed file must be out of reach (CVE-2019-5736).
+        """
+        return _native.memfd(name, _native.binary_path(name).read_bytes(), seal=True)
