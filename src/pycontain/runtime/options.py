@@ -24,6 +24,8 @@ __all__ = [
     "parse_env",
     "parse_env_file",
     "parse_io_max",
+    "parse_pairs",
+    "parse_signal",
     "parse_ulimit",
     "parse_userns",
 ]
@@ -297,6 +299,30 @@ def parse_userns(value: str | IdMaps) -> IdMaps | None:
     for extents in value:
         check_id_map(extents)
     return value
+
+
+def parse_signal(value: str | int, *, field: str = "signal") -> int:
+    """The number of a signal given as 15, "15", "TERM", "SIGTERM" or "RTMIN+3".
+
+    Raises:
+        InvalidInput: no such signal.
+    """
+    import signal
+
+    text = str(value).strip().upper().removeprefix("SIG")
+    number = 0
+    if _is_number(text):
+        number = int(text)
+    elif text.startswith(("RTMIN+", "RTMAX-")) and _is_number(text[6:]):
+        offset = int(text[6:])
+        number = signal.SIGRTMIN + offset if text[3:5] == "IN" else signal.SIGRTMAX - offset
+        if not signal.SIGRTMIN <= number <= signal.SIGRTMAX:
+            number = 0
+    elif text and not text.startswith("_"):
+        number = int(getattr(signal, f"SIG{text}", 0))
+    if not 1 <= number <= 64:
+        raise InvalidInput(f"{value!r} is not a signal", field=field)
+    return number
 
 
 def check_id_map(extents: Sequence[IdMap]) -> None:

@@ -18,8 +18,8 @@ __all__ = ["parse_mount", "parse_tmpfs", "parse_volume"]
 
 PROPAGATIONS = frozenset(("private", "rprivate", "slave", "rslave", "shared", "rshared"))
 _FLAGS = frozenset(
-    "ro rw exec noexec suid nosuid dev nodev atime noatime relatime norelatime strictatime "
-    "nostrictatime diratime nodiratime sync async symfollow nosymfollow".split()
+    "ro rw exec noexec suid nosuid dev nodev noatime relatime strictatime diratime nodiratime "
+    "symfollow nosymfollow".split()
 )
 # Read by docker for SELinux labels and for macOS hosts; nothing to do where neither is.
 _IGNORED = frozenset(("z", "Z", "cached", "delegated", "consistent"))
@@ -88,7 +88,8 @@ def parse_mount(text: str, *, field: str = "mounts") -> Mount:
     """The mount that `type=bind,src=/a,dst=/b,readonly,...` means (docker's `--mount`).
 
     Types are bind and tmpfs. A value with a comma is quoted as in CSV: `"src=/a,b"`. Beyond docker,
-    `idmap`, `uidmap=C:H:N` and `gidmap=C:H:N` (repeatable) map the owners of a bind's files.
+    `uidmap=C:H:N` and `gidmap=C:H:N` (repeatable) map the owners of a bind's files; `idmap` alone
+    maps them as the container's user namespace does.
 
     Raises:
         InvalidInput: an unknown type or key, a key of the other type, no source or destination.
@@ -121,7 +122,9 @@ def parse_mount(text: str, *, field: str = "mounts") -> Mount:
         unknown = next(iter(keys), "idmap")
         raise InvalidInput(f"{unknown!r} is no key of type={kind}", field=field)
     if any(maps.values()):
-        options.append("idmap")
+        if not all(maps.values()):
+            raise InvalidInput("uidmap and gidmap belong together", field=field)
+        options = [*(word for word in options if word != "idmap"), "idmap"]
     return Mount(target, kind, source, tuple(options), tuple(maps["uidmap"]), tuple(maps["gidmap"]))
 
 
