@@ -67,3 +67,35 @@ clean:
 	rm -rf build dist src/*.egg-info $(NATIVE)/bin $(NATIVE)/*.so $(NATIVE)/_ext.c $(STAMP)
 
 # ---- run, test, VM: owned by the venue (keep everything above free of them) ------------------
+# What the tests use besides what the venv needs: peers, image tools, QEMU, a cross compiler.
+TEST_PACKAGES := crun runc bubblewrap podman skopeo umoci buildah mmdebstrap qemu-system-x86 \
+	e2fsprogs strace stress-ng gcc-aarch64-linux-gnu libc6-dev-arm64-cross tmux iproute2 \
+	nftables procps uidmap kmod xz-utils zstd libcap2-bin ca-certificates
+PYTEST := $(VENV)/bin/python -m pytest -q
+RUN := $(VENV)/bin/pycontain run
+
+.PHONY: run test test-packages test-privileged test-vm bench
+run: venv
+	$(RUN) --memory 64M --cpus 0.5 --pids-limit 64 --stats pycontain/hello
+
+# Every venue; goes on after a failure; the last line is the sum. Also what .ci/run calls.
+test:
+	.ci/sections test-packages venv lint lint-c asan test-unit test-privileged test-vm
+
+test-packages:
+	dpkg-query -W -f '$${Status}\n' $(TEST_PACKAGES) 2>&1 | grep -vq ' installed$$' || exit 0; \
+	apt-get update -q </dev/null && DEBIAN_FRONTEND=noninteractive \
+		apt-get install -qy --no-install-recommends $(TEST_PACKAGES) </dev/null
+
+test-privileged: venv
+	$(PYTEST) tests/privileged
+
+# Debian 12 with systemd and pure cgroup v2 in QEMU; ARGS='tests/privileged/test_x.py -x' to choose.
+test-vm: venv
+	$(PY) tests/privileged/vm/run.py $(ARGS)
+
+# The claims of the README, measured against peers on PATH and a bare floor in the same run.
+bench: venv
+	$(PY) bench/launch.py
+	$(PY) bench/exec.py
+	$(PY) bench/memory.py
