@@ -217,9 +217,8 @@ def _build(profile: Profile, caps: int, arch: str) -> tuple[bytes, bool]:
                 newest = max(newest, number or 0)
                 if rule.action == profile.default_action:
                     continue  # libseccomp refuses it
-                complete &= number is not None and all(
-                    [builder.add(rule.action, number, name, args) for args in _either(rule.args)]
-                )
+                for args in _either(rule.args):
+                    complete &= number is not None and builder.add(rule.action, number, name, args)
         code = builder.export()
         prologue = b"".join(
             denied_code(denied, target.audit, builder.target_number(denied.name))

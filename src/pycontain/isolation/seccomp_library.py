@@ -14,7 +14,7 @@ import struct
 from collections.abc import Sequence
 from functools import cache
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from pycontain.errors import InternalError, InvalidSpec, Unsupported
 from pycontain.isolation.seccomp_profile import ERRNO, KILL_THREAD, Arg, Denied
@@ -95,7 +95,7 @@ class Builder:
         # Just an optimization: fails before libseccomp 2.5.
         self._lib.seccomp_attr_set(self._context, _ATTR_OPTIMIZE, _BINARY_TREE)
 
-    def __enter__(self) -> Builder:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
