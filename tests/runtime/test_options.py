@@ -143,8 +143,19 @@ def test_userns_maps() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "auto", "0:0", "0:0:0", "0:0:-1", "u0:0:1", "0:0:5,4:100:2", "0:100:2,5:101:2"]
-    + ["0:4294967295:1", "uu0:0:1", "0:0:1:1"],
+    [
+        "",
+        "auto",
+        "0:0",
+        "0:0:0",
+        "0:0:-1",
+        "u0:0:1",
+        "0:0:5,4:100:2",
+        "0:100:2,5:101:2",
+        "0:4294967295:1",
+        "uu0:0:1",
+        "0:0:1:1",
+    ],
 )
 def test_bad_userns_maps(text: str) -> None:
     """What the kernel would refuse without a reason is refused with one."""

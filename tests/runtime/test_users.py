@@ -68,8 +68,24 @@ def test_docker_grammar(root: tuple[int, Path], user: str, expected: User, home:
 
 @pytest.mark.parametrize(
     "user",
-    ["nobody", "broken", "huge", "minus", "app:nogroup", "app:bad", ":app", "app:", "a:b:c"]
-    + ["2147483648", "4294967296", "99999999999999999999", "0:2147483648", "-1", "+0", "app\0"],
+    [
+        "nobody",
+        "broken",
+        "huge",
+        "minus",
+        "app:nogroup",
+        "app:bad",
+        ":app",
+        "app:",
+        "a:b:c",
+        "2147483648",
+        "4294967296",
+        "99999999999999999999",
+        "0:2147483648",
+        "-1",
+        "+0",
+        "app\x00",
+    ],
 )
 def test_no_doubtful_user_becomes_root(root: tuple[int, Path], user: str) -> None:
     """Unknown names, overflowing ids (CVE-2024-40635) and malformed entries are refused."""

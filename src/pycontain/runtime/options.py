@@ -32,8 +32,24 @@ __all__ = [
 
 UNLIMITED = 2**64 - 1  # RLIM_INFINITY
 RLIMIT_NAMES = frozenset(
-    "as core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime sigpending "
-    "stack".split()
+    [
+        "as",
+        "core",
+        "cpu",
+        "data",
+        "fsize",
+        "locks",
+        "memlock",
+        "msgqueue",
+        "nice",
+        "nofile",
+        "nproc",
+        "rss",
+        "rtprio",
+        "rttime",
+        "sigpending",
+        "stack",
+    ]
 )
 _IO_KEYS = ("rbps", "wbps", "riops", "wiops")  # in the order of IoLimit
 _MAX_ID = 2**32 - 2  # (uid_t)-1 means "no id" to the kernel

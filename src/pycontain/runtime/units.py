@@ -118,12 +118,12 @@ def format_bytes(count: int) -> str:
     """`count` bytes for a table: four significant digits and a binary unit, `1.5GiB`."""
     if abs(count) < 1024:
         return f"{count}B"
-    amount = float(count)
-    for unit in "KMGTP":
+    amount = count / 1024
+    unit = 0
+    while abs(amount) >= 999.95 and unit < len(_BYTE_UNITS) - 1:  # never 1e+03
         amount /= 1024
-        if abs(amount) < 999.95:  # the next step up must not print as 1000 or 1e+03
-            break
-    return f"{amount:.4g}{unit}iB"
+        unit += 1
+    return f"{amount:.4g}{_BYTE_UNITS[unit].upper()}iB"
 
 
 def format_duration(usec: int) -> str:
@@ -180,13 +180,10 @@ def _duration_words(text: str) -> int | None:
         number, rest = _split_number(text)
         if number is None:
             return None
-        for unit, size_usec in _DURATION_UNITS:
-            if rest.startswith(unit):
-                break
-        else:
-            if rest or not first:
-                return None
-            unit, size_usec = "", 1_000_000
+        known = (each for each in _DURATION_UNITS if rest.startswith(each[0]))
+        unit, size_usec = next(known, ("", 1_000_000))
+        if not unit and (rest or not first):
+            return None
         total += number[0] * size_usec // number[1]
         text = rest[len(unit) :]
         first = False

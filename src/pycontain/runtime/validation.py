@@ -21,7 +21,16 @@ _MAX_NAME_BYTES = 64  # __NEW_UTS_LEN
 # lxcfs replaces these; anything else below /proc would deceive us, who trust it (CVE-2019-16884).
 _PROC_MOUNTS = frozenset(
     f"/proc/{name}"
-    for name in "cpuinfo diskstats meminfo stat swaps uptime loadavg slabinfo".split()
+    for name in [
+        "cpuinfo",
+        "diskstats",
+        "meminfo",
+        "stat",
+        "swaps",
+        "uptime",
+        "loadavg",
+        "slabinfo",
+    ]
 )
 _NAMESPACES = frozenset(("mount", "pid", "ipc", "uts", "network", "cgroup", "user", "time"))
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")

@@ -18,8 +18,23 @@ __all__ = ["parse_mount", "parse_tmpfs", "parse_volume"]
 
 PROPAGATIONS = frozenset(("private", "rprivate", "slave", "rslave", "shared", "rshared"))
 _FLAGS = frozenset(
-    "ro rw exec noexec suid nosuid dev nodev noatime relatime strictatime diratime nodiratime "
-    "symfollow nosymfollow".split()
+    [
+        "ro",
+        "rw",
+        "exec",
+        "noexec",
+        "suid",
+        "nosuid",
+        "dev",
+        "nodev",
+        "noatime",
+        "relatime",
+        "strictatime",
+        "diratime",
+        "nodiratime",
+        "symfollow",
+        "nosymfollow",
+    ]
 )
 # Read by docker for SELinux labels and for macOS hosts; nothing to do where neither is.
 _IGNORED = frozenset(("z", "Z", "cached", "delegated", "consistent"))
