@@ -41,6 +41,7 @@ $(VENV)/bin/python:
 $(STAMP): pyproject.toml setup.py $(NATIVE)/build.py $(C_SOURCES) | $(VENV)/bin/python
 	$(PIP_INSTALL) 'setuptools>=65' wheel 'cffi>=1.15'
 	$(PIP_INSTALL) --no-build-isolation -e '.[dev]'
+	$(PY) $(NATIVE)/build.py stub
 	touch $@
 
 # ---- lint -------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from setuptools import setup
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 BUILD = Path("src/pycontain/_native/build.py")
@@ -23,8 +24,18 @@ def _load_build() -> ModuleType:
     return module
 
 
-class BuildWithPrograms(build_py):
-    """Builds monitor, init and hello first: they are package data of what is copied then."""
+class BuildPy(build_py):
+    """Builds monitor, init and hello first: they are package data, which is copied then."""
+
+    def run(self) -> None:
+        build = _load_build()
+        build.build_programs(BUILD.parent / "bin")
+        build.write_stub()
+        super().run()
+
+
+class BuildExt(build_ext):
+    """The same for `pip install -e`, which has no use for build_py."""
 
     def run(self) -> None:
         _load_build().build_programs(BUILD.parent / "bin")
@@ -33,5 +44,5 @@ class BuildWithPrograms(build_py):
 
 setup(
     cffi_modules=[f"{BUILD}:ffibuilder"],
-    cmdclass={"build_py": BuildWithPrograms},
+    cmdclass={"build_py": BuildPy, "build_ext": BuildExt},
 )

@@ -15,26 +15,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pycontain._native.calls import *  # noqa: F403  (the functions and the kernel's constants)
-from pycontain._native.extension import ABI, ffi, lib
-from pycontain._native.messages import (
-    ExitOp,
-    NativeExit,
-    NativeLive,
-    NativeReply,
-    Op,
-    check_plan,
-    decode_exit,
-    decode_live,
-    decode_reply,
-    encode_plan,
-    encode_record,
-    encode_request,
-    kind_of,
-)
+from pycontain._native.calls import *  # noqa: F403
+from pycontain._native.extension import *  # noqa: F403
+from pycontain._native.extension import lib
+from pycontain._native.messages import *  # noqa: F403
 from pycontain._native.paths import *  # noqa: F403
-from pycontain._native.text import AT_FDCWD
-from pycontain._native.version import VERSION
+from pycontain._native.text import AT_FDCWD as AT_FDCWD
+from pycontain._native.version import VERSION as VERSION
 from pycontain.errors import InternalError
 
 if TYPE_CHECKING:

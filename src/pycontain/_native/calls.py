@@ -20,6 +20,62 @@ from pycontain._native.text import (
 )
 from pycontain.errors import InvalidInput, KernelError
 
+__all__ = [
+    "AT_EMPTY_PATH",
+    "AT_NO_AUTOMOUNT",
+    "AT_RECURSIVE",
+    "AT_SYMLINK_NOFOLLOW",
+    "BPF_CGROUP_DEVICE",
+    "BPF_F_ALLOW_MULTI",
+    "BPF_F_ALLOW_OVERRIDE",
+    "BPF_F_REPLACE",
+    "BPF_PROG_TYPE_CGROUP_DEVICE",
+    "CLOSE_RANGE_CLOEXEC",
+    "F_SEALS",
+    "MFD_ALLOW_SEALING",
+    "MFD_EXEC",
+    "MFD_NOEXEC_SEAL",
+    "MNT_DETACH",
+    "MOUNT_ATTR_IDMAP",
+    "MOUNT_ATTR_NOATIME",
+    "MOUNT_ATTR_NODEV",
+    "MOUNT_ATTR_NODIRATIME",
+    "MOUNT_ATTR_NOEXEC",
+    "MOUNT_ATTR_NOSUID",
+    "MOUNT_ATTR_NOSYMFOLLOW",
+    "MOUNT_ATTR_RDONLY",
+    "MOUNT_ATTR_STRICTATIME",
+    "MOUNT_ATTR__ATIME",
+    "MOVE_MOUNT_F_EMPTY_PATH",
+    "MOVE_MOUNT_F_SYMLINKS",
+    "MOVE_MOUNT_T_EMPTY_PATH",
+    "MOVE_MOUNT_T_SYMLINKS",
+    "MS_PRIVATE",
+    "MS_REC",
+    "MS_SHARED",
+    "MS_SLAVE",
+    "MS_UNBINDABLE",
+    "OPEN_TREE_CLOEXEC",
+    "OPEN_TREE_CLONE",
+    "UMOUNT_NOFOLLOW",
+    "bpf_prog_attach",
+    "bpf_prog_detach",
+    "bpf_prog_load",
+    "close_range",
+    "fs_magic",
+    "fs_mount",
+    "make_userns",
+    "memfd",
+    "mount_attach",
+    "mount_setattr",
+    "move_mount",
+    "open_tree",
+    "pidfd_getfd",
+    "pidfd_open",
+    "pidfd_send_signal",
+    "umount2",
+]
+
 # linux/fcntl.h, linux/mount.h
 AT_SYMLINK_NOFOLLOW = 0x100
 AT_NO_AUTOMOUNT = 0x800
@@ -54,6 +110,12 @@ MFD_ALLOW_SEALING = 2
 MFD_NOEXEC_SEAL = 8
 MFD_EXEC = 16
 F_SEALS = 1 | 2 | 4 | 8  # SEAL, SHRINK, GROW, WRITE
+# linux/bpf.h
+BPF_PROG_TYPE_CGROUP_DEVICE = 15
+BPF_CGROUP_DEVICE = 6
+BPF_F_ALLOW_OVERRIDE = 1
+BPF_F_ALLOW_MULTI = 2
+BPF_F_REPLACE = 4
 
 _LOG_BYTES = 4096
 _ATTR_NAMES = {n: v for n, v in list(globals().items()) if n.startswith("MOUNT_ATTR_")}
@@ -187,6 +249,14 @@ def umount2(path: PathLike, flags: int = 0) -> None:
         raise KernelError(-result, f"umount2({string_text(raw)}, {flags_text(flags, names)})")
 
 
+def fs_magic(fd: int) -> int:
+    """Return the magic number of the file system that `fd` lies on. Source: statfs(2)."""
+    result = lib.pyc_fs_magic(fd)
+    if result < 0:
+        raise KernelError(-result, f"fstatfs({fd_text(fd)})")
+    return result
+
+
 def pidfd_open(pid: int, flags: int = 0) -> int:
     """Return an fd of the process, readable when it has ended. Source: pidfd_open(2)."""
     result = lib.pyc_pidfd_open(pid, flags)
@@ -268,14 +338,6 @@ def make_userns(uid_map: str, gid_map: str, *, deny_setgroups: bool = False) -> 
         )
         raise KernelError(-result, calls[step[0]])
     return result
-
-
-# linux/bpf.h
-BPF_PROG_TYPE_CGROUP_DEVICE = 15
-BPF_CGROUP_DEVICE = 6
-BPF_F_ALLOW_OVERRIDE = 1
-BPF_F_ALLOW_MULTI = 2
-BPF_F_REPLACE = 4
 
 
 def bpf_prog_load(prog_type: int, insns: bytes, *, attach_type: int = 0) -> int:

@@ -6,10 +6,26 @@ The layout is the compiler's (CFFI), never a format string: plan.h is the only c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pycontain._native.extension import ABI, ffi, lib
 from pycontain.errors import InternalError, InvalidInput
+
+__all__ = [
+    "ExitOp",
+    "NativeExit",
+    "NativeLive",
+    "NativeReply",
+    "Op",
+    "check_plan",
+    "decode_exit",
+    "decode_live",
+    "decode_reply",
+    "encode_plan",
+    "encode_record",
+    "encode_request",
+    "kind_of",
+]
 
 # One op: code, flags, four arena offsets, three slots (-1 = none), three numbers.
 Op = tuple[int, int, tuple[int, int, int, int], tuple[int, int, int], tuple[int, int, int]]
@@ -118,7 +134,7 @@ def encode_plan(
                 "setgroups": setgroups,
             },
         )
-        body = ffi.new("struct pyc_op[]", [(c, f, s, l, 0, n) for c, f, s, l, n in ops])
+        body = ffi.new("struct pyc_op[]", [(c, f, t, s, 0, n) for c, f, t, s, n in ops])
     except OverflowError as error:
         raise InvalidInput(f"a number of the plan does not fit its field: {error}") from error
     return bytes(ffi.buffer(head)) + bytes(ffi.buffer(body)) + arena
@@ -218,8 +234,9 @@ def decode_exit(data: bytes) -> NativeExit:
     end = begin + values.text_bytes
     if end > len(data):
         raise InternalError(f"an exit record of {len(data)} bytes announces {end}")
-    fields = [getattr(values, name) for name in NativeExit._fields[:-1]]
-    return NativeExit(*fields, data[begin:end])
+    return NativeExit._make(
+        [*(getattr(values, name) for name in NativeExit._fields[:-1]), data[begin:end]]
+    )
 
 
 def decode_live(data: bytes) -> NativeLive:
@@ -236,11 +253,10 @@ def decode_live(data: bytes) -> NativeLive:
         return arena[offset : arena.index(b"\0", offset)].decode("utf-8", "surrogateescape")
 
     names = ("id", "state_dir", "log_path", "kill_path")
-    fields = [
+    return NativeLive._make(
         text(getattr(record, name)) if name in names else getattr(record, name)
         for name in NativeLive._fields
-    ]
-    return NativeLive(*fields)
+    )
 
 
 def kind_of(data: bytes) -> int:
@@ -250,7 +266,7 @@ def kind_of(data: bytes) -> int:
     return int.from_bytes(data[4:8], "little")
 
 
-def _view(struct: str, data: bytes) -> ffi.CData:
+def _view(struct: str, data: bytes) -> Any:
     """Return a copy of the struct at the beginning of `data`, of our ABI."""
     size = ffi.sizeof(struct)
     if len(data) < size:

@@ -9,6 +9,7 @@
 
 #include <asm/fcntl.h>
 #include <asm/signal.h>
+#include <asm/statfs.h>
 #include <errno.h>
 #include <linux/bpf.h>
 #include <linux/fcntl.h>
@@ -24,7 +25,8 @@ const char *pyc_version(void);
 int pyc_blob_check(const void *blob, uint64_t bytes, uint32_t fds, uint32_t *ret_where);
 int pyc_openat2(int dir_fd, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve);
 int pyc_open_tree(int dir_fd, const char *path, uint32_t flags);
-int pyc_move_mount(int from_fd, const char *from, int to_fd, const char *to, uint32_t flags);
+int pyc_move_mount(int from_fd, const char *from_path, int to_fd, const char *to_path,
+                   uint32_t flags);
 /* `options`: count strings "key[=value]", each with its NUL. *ret_step: 0 fsopen, 1..count
  * fsconfig of that option, count + 1 CREATE, count + 2 fsmount. ret_log: the kernel's text. */
 int pyc_fs_mount(const char *type, const char *options, uint32_t count, uint32_t attr_flags,
@@ -32,6 +34,8 @@ int pyc_fs_mount(const char *type, const char *options, uint32_t count, uint32_t
 int pyc_mount_setattr(int dir_fd, const char *path, uint32_t flags, uint64_t set, uint64_t clear,
                       uint64_t propagation, int userns_fd);
 int pyc_umount2(const char *path, int flags);
+/* The magic number of the file system that fd lies on (statfs(2)), or -errno. */
+int64_t pyc_fs_magic(int fd);
 int pyc_pidfd_open(int pid, uint32_t flags);
 int pyc_pidfd_send_signal(int pidfd, int signal);
 int pyc_pidfd_getfd(int pidfd, int fd);
@@ -79,8 +83,9 @@ int pyc_open_tree(int dir_fd, const char *path, uint32_t flags) {
     return (int)PYC_SYS3(__NR_open_tree, dir_fd, path, flags);
 }
 
-int pyc_move_mount(int from_fd, const char *from, int to_fd, const char *to, uint32_t flags) {
-    return (int)PYC_SYS5(__NR_move_mount, from_fd, from, to_fd, to, flags);
+int pyc_move_mount(int from_fd, const char *from_path, int to_fd, const char *to_path,
+                   uint32_t flags) {
+    return (int)PYC_SYS5(__NR_move_mount, from_fd, from_path, to_fd, to_path, flags);
 }
 
 static int fs_option(int fs, const char *option) {
@@ -156,6 +161,13 @@ int pyc_mount_setattr(int dir_fd, const char *path, uint32_t flags, uint64_t set
 
 int pyc_umount2(const char *path, int flags) {
     return (int)PYC_SYS2(__NR_umount2, path, flags);
+}
+
+int64_t pyc_fs_magic(int fd) {
+    struct statfs fs;
+    long r = PYC_SYS2(__NR_fstatfs, fd, &fs);
+
+    return r < 0 ? r : (int64_t)(uint32_t)fs.f_type;
 }
 
 int pyc_pidfd_open(int pid, uint32_t flags) {
