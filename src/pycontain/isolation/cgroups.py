@@ -15,9 +15,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Self
 
 from pycontain.errors import (
@@ -45,10 +44,7 @@ from pycontain.isolation.cgroups_limits import (
 )
 from pycontain.isolation.cgroups_placement import place, unenforceable
 from pycontain.isolation.cgroups_stat import (
-    V1_EXIT_FILES,
-    V1_STAT_FILES,
-    V2_EXIT_FILES,
-    V2_STAT_FILES,
+    AccountingFiles,
     oom_facts,
     parse_sections,
     usage_from_text,
@@ -72,7 +68,6 @@ __all__ = [
 ]
 
 REMOVE_TIMEOUT_SEC = 5.0
-_STAT_BYTES = 65_536
 
 
 class Cgroup:
@@ -88,15 +83,14 @@ class Cgroup:
     def __init__(self, layout: Layout, name: str, parent: Cgroup | None = None) -> None:
         """Names a cgroup; use `create`, `open` or `sub`."""
         self.layout = layout
-        self.name = _checked_name(name)
+        self.name = fs.checked_name(name)
         self.dir_fd = -1
         self.join_fds: tuple[int, ...] = ()
         self.kill_path: str | None = None
         self._parent = parent
         self._v2: str | None = None
         self._v1 = v1.V1Group(layout, self.name)
-        self._stat_fds: dict[str, int] | None = None
-        self._lock = threading.Lock()  # guards _stat_fds: stats and close may be concurrent
+        self._files = AccountingFiles(self._v1.paths)
 
     @classmethod
     def create(
@@ -175,8 +169,7 @@ class Cgroup:
             needed = frozenset(s.controller for s in on_v1)
             sub = self._parent is not None
             self._v1.make(needed | v1.accounting(self.layout, sub=sub), needed)
-            for setting in on_v2:
-                v2.write_setting(self.paths[0], setting)
+            v2.write_settings(self.layout.v2_root or "", self.name, on_v2)
             for setting in on_v1:
                 self._v1.write(setting)
             self._open_join_fds()
@@ -185,7 +178,8 @@ class Cgroup:
             if isinstance(error, FileExistsError):
                 raise AlreadyExists(f"there is a cgroup {self.name}") from error
             if isinstance(error, OSError) and not isinstance(error, PycontainError):
-                raise self._refused(error) from error
+                call = f'create cgroup "{error.filename or self.name}"'
+                raise KernelError(error.errno or errno.EIO, call) from error
             if asks or resources.devices or not isinstance(error, Unsupported):
                 raise
 
@@ -211,12 +205,10 @@ class Cgroup:
     def _adopt_v2(self, path: str) -> None:
         self._v2 = path
         self.dir_fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        if "cgroup.kill" in self._v2_files():
+        existing = v2.file_names(self.layout.v2_root or "", path)
+        self._files.has_v2(path, existing)
+        if "cgroup.kill" in existing:
             self.kill_path = f"{path}/cgroup.kill"
-
-    def _v2_files(self) -> frozenset[str]:
-        root, path = self.layout.v2_root, self._v2
-        return v2.file_names(root, path) if root and path else frozenset()
 
     def _open_join_fds(self) -> None:
         """A sub-cgroup's processes join the container's directory where it has none itself."""
@@ -227,17 +219,14 @@ class Cgroup:
             self.join_fds += (fd,)
 
     def _undo(self) -> None:
-        """Remove what was made; of a cgroup that already existed, nothing was ours."""
+        """Remove what was made: `paths` has only what this object made itself."""
         for path in self.paths:
             with contextlib.suppress(OSError):
                 os.rmdir(path)
         self.close()
         self._v2 = self.kill_path = None
         self._v1.paths.clear()
-
-    def _refused(self, error: OSError) -> KernelError:
-        where = error.filename or self.name
-        return KernelError(error.errno or errno.EIO, f'create cgroup "{where}"')
+        self._files.has_v2("", frozenset())
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -287,15 +276,9 @@ class Cgroup:
             v2.prepare_parent(self.layout.v2_root, os.path.dirname(self.name), needed)
         absent = frozenset(s.controller for s in on_v1) - self._v1.paths.keys()
         if absent:
-            was_frozen = self._frozen()
-            if not was_frozen:
-                self.freeze()  # so that no fork escapes into the old directory
-            try:
-                self._v1.make(absent, absent)
+            self._v1.make(absent, absent)
+            with self._standing_still():  # so that no fork escapes into the old directory
                 self._v1.adopt(self.pids(), absent)
-            finally:
-                if not was_frozen:
-                    self.thaw()
 
     def freeze(self, timeout_sec: float = v2.FREEZE_TIMEOUT_SEC) -> None:
         """All processes in it stand still.
@@ -307,7 +290,7 @@ class Cgroup:
         self._set_frozen(True, timeout_sec)
 
     def thaw(self, timeout_sec: float = v2.FREEZE_TIMEOUT_SEC) -> None:
-        """All processes in it run again."""
+        """All processes in it run again; raises as `freeze`."""
         self._set_frozen(False, timeout_sec)
 
     def _set_frozen(self, frozen: bool, timeout_sec: float) -> None:
@@ -317,12 +300,17 @@ class Cgroup:
             else:
                 v1.set_frozen(self._freezer("freeze"), frozen, timeout_sec)
 
-    def _frozen(self) -> bool:
-        with contextlib.suppress(OSError):
-            if self._v2:
-                return "frozen 1" in fs.read(self._v2, "cgroup.events")
-            return fs.read(self._freezer("freeze"), "freezer.state").startswith("FROZEN")
-        return False
+    @contextlib.contextmanager
+    def _standing_still(self) -> Iterator[None]:
+        frozen = v2.is_frozen(self._v2) if self._v2 else v1.is_frozen(self._freezer("freeze"))
+        if frozen:
+            yield
+            return
+        self.freeze()
+        try:
+            yield
+        finally:
+            self.thaw()
 
     def _freezer(self, feature: str) -> str:
         path = self._v1.paths.get("freezer")
@@ -340,9 +328,9 @@ class Cgroup:
 
     def pids(self) -> list[int]:
         """Ids of all processes in it and below, in no order; [] if it is gone."""
-        paths = self.paths
+        path = self._v2 or self._v1.paths.get("freezer") or self._v1.paths.get("pids")
         with self._told("read processes of"):
-            return fs.pids(self._v1.paths.get("freezer", paths[0])) if paths else []
+            return fs.pids(path) if path else []
 
     @contextlib.contextmanager
     def _told(self, verb: str) -> Iterator[None]:
@@ -350,11 +338,10 @@ class Cgroup:
             yield
         except FileNotFoundError as error:
             raise WrongState(f"{verb} cgroup {self.name}: it is gone") from error
+        except PycontainError:
+            raise
         except OSError as error:
-            if isinstance(error, PycontainError):
-                raise
-            call = f"{verb} cgroup {self.name}"
-            raise KernelError(error.errno or errno.EIO, call) from error
+            raise KernelError(error.errno or errno.EIO, f"{verb} cgroup {self.name}") from error
 
     # -- accounting -----------------------------------------------------------------------------
 
@@ -364,34 +351,7 @@ class Cgroup:
 
     def sections(self) -> dict[str, str]:
         """The accounting files' texts by label; those that can't be read are left out."""
-        sections: dict[str, str] = {}
-        with self._lock:
-            if self._stat_fds is None:
-                self._stat_fds = self._open_stat_files()
-            for label, fd in self._stat_fds.items():
-                with contextlib.suppress(OSError):  # ENODEV: the cgroup is gone
-                    sections[label] = os.pread(fd, _STAT_BYTES, 0).decode("ascii", "replace")
-        return sections
-
-    def _open_stat_files(self) -> dict[str, int]:
-        fds: dict[str, int] = {}
-        for label, path in self._accounting_files(V2_STAT_FILES, V1_STAT_FILES):
-            with contextlib.suppress(OSError):
-                fds[label] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        return fds
-
-    def _accounting_files(
-        self, v2_files: Iterable[str], v1_files: Iterable[tuple[str, str]]
-    ) -> Iterator[tuple[str, str]]:
-        """(label, path) of those accounting files that this cgroup has."""
-        existing = self._v2_files()
-        for file in v2_files:
-            if file in existing:
-                yield file, f"{self._v2}/{file}"
-        for controller, file in v1_files:
-            directory = self._v1.paths.get(controller)
-            if directory:
-                yield f"v1/{file}", f"{directory}/{file}"
+        return self._files.read()
 
     def exit_ops(self, *, kill: bool = True) -> list[tuple[int, bytes, bytes]]:
         """What the monitor does once the process has ended: read usage, kill the rest, remove.
@@ -403,14 +363,14 @@ class Cgroup:
 
         ops = [
             (int(C.PYC_EXIT_READ), os.fsencode(path), label.encode())
-            for label, path in self._accounting_files(V2_EXIT_FILES, V1_EXIT_FILES)
+            for label, path in self._files.at_exit()
         ]
         if kill and self.kill_path:
             ops.append((int(C.PYC_EXIT_WRITE), os.fsencode(self.kill_path), b"1"))
         directories = list(self._v1.possible_paths()) if self._v1.paths else []
         if self._v2:
             # `main` may come to be by a later exec; removing what is not there costs little.
-            directories += [*([] if self._parent else [f"{self._v2}/{v2.MAIN}"]), self._v2]
+            directories += [f"{self._v2}/{v2.MAIN}", self._v2]
         ops += [(int(C.PYC_EXIT_RMDIR), os.fsencode(path), b"") for path in directories]
         return ops
 
@@ -432,23 +392,15 @@ class Cgroup:
 
     def close(self) -> None:
         """All fds are closed; the cgroup itself stays. May be called again."""
-        with self._lock:
-            fds = [*self.join_fds, *(self._stat_fds or {}).values()]
-            if self.dir_fd >= 0:
-                fds.append(self.dir_fd)
-            self.dir_fd, self.join_fds, self._stat_fds = -1, (), None
-        for fd in fds:
-            os.close(fd)
+        dir_fd, self.dir_fd = self.dir_fd, -1
+        join_fds, self.join_fds = self.join_fds, ()
+        for fd in (dir_fd, *join_fds):
+            if fd >= 0:
+                os.close(fd)
+        self._files.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def _checked_name(name: str) -> str:
-    parts = name.strip("/").split("/")
-    if any(part in ("", ".", "..") or len(part) > 255 for part in parts) or "\0" in name:
-        raise InvalidInput(f"{name!r} is no path of a cgroup", field="cgroup_parent")
-    return "/".join(parts)

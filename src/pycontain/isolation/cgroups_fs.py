@@ -10,7 +10,7 @@ import errno
 import os
 import time
 
-from pycontain.errors import InvalidSpec, KernelError, PycontainError, Unsupported
+from pycontain.errors import InvalidInput, InvalidSpec, KernelError, PycontainError, Unsupported
 from pycontain.isolation.cgroups_layout import Layout
 
 _REFUSED = frozenset(
@@ -133,3 +133,15 @@ def remove_parent(layout: Layout, parent: str) -> None:
     for root in dict.fromkeys(roots):
         with contextlib.suppress(OSError):
             os.rmdir(f"{root}/{parent}")
+
+
+def checked_name(name: str) -> str:
+    """`name` without slashes around it; it can't leave the tree.
+
+    Raises:
+        InvalidInput: it could, or is no path.
+    """
+    parts = name.strip("/").split("/")
+    if any(part in ("", ".", "..") or len(part) > 255 for part in parts) or "\0" in name:
+        raise InvalidInput(f"{name!r} is no path of a cgroup", field="cgroup_parent")
+    return "/".join(parts)

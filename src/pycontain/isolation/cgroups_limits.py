@@ -20,7 +20,7 @@ UNLIMITED = -1  # OCI's word for "no limit" in an update; the kernel's is "max"
 OPTION = {
     "memory_max_bytes": "memory",
     "memory_high_bytes": "memory_high",
-    "memory_low_bytes": "memory_low",
+    "memory_low_bytes": "memory_reservation",
     "memory_min_bytes": "memory_min",
     "memory_swap_max_bytes": "memory_swap",
     "cpu_quota_usec": "cpus",
@@ -28,7 +28,7 @@ OPTION = {
     "cpu_burst_usec": "cpu_burst",
     "pids_max": "pids",
 }
-# unified may set limits, never move processes, freeze, kill or hand out controllers
+# `unified` may set limits, never move processes, freeze, kill or hand out controllers
 _UNIFIED_CGROUP_FILES = ("cgroup.max.depth", "cgroup.max.descendants")
 
 
@@ -65,7 +65,7 @@ def v2_settings(resources: Resources, *, update: bool = False) -> list[Setting]:
     for file, text in resources.unified:
         controller = file.partition(".")[0]
         controller = "" if controller == "cgroup" else controller
-        settings.append(Setting(controller, file, text, f"unified[{file!r}]"))
+        settings.append(Setting(controller, file, text, f"cgroup_conf[{file}]"))
     return settings
 
 
@@ -182,7 +182,7 @@ def _check_io_limit(limit: IoLimit, field: str) -> None:
 
 def _check_unified(file: str, text: str) -> None:
     """A name with "/" would leave the container's cgroup (runc GHSA, `unified` keys)."""
-    field = f"unified[{file!r}]"
+    field = f"cgroup_conf[{file}]"
     controller, dot, rest = file.partition(".")
     if not controller.isalnum() or not dot or not rest or "/" in file or "\0" in file:
         raise InvalidSpec("not the name of a cgroup v2 file", field=field)

@@ -1,4 +1,4 @@
-"""Which limit goes to which tree of this host; what fits nowhere is refused before anything starts."""
+"""Which limit goes to which tree of this host; what fits nowhere is refused at once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def place(
             tree = "v2"
         if tree == "v2":
             on_v2.append(setting)
-        elif tree == "v1" and not setting.field.startswith("unified"):
+        elif tree == "v1" and not setting.field.startswith("cgroup_conf"):
             v1_controllers.add(setting.controller)
         else:
             needs = f"the {setting.controller or 'core'} controller"

@@ -1,4 +1,4 @@
-"""What the kernel's accounting files say, as `Usage`; pure text to values.
+"""The kernel's accounting files: which to read, and what they say as `Usage`.
 
 Texts come labelled: a v2 file by its name (`cpu.stat`), a v1 file with "v1/" before it. An absent
 file leaves None, never 0. Fast, because `Cgroup.stat` calls it every second for many containers:
@@ -8,7 +8,10 @@ Source: Linux Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst, acc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 
 from pycontain.usage import IoUsage, Pressure, Usage
 
@@ -51,6 +54,68 @@ V1_STAT_FILES = (
     ("memory", "memory.stat"),
     ("pids", "pids.current"),
 )
+
+
+_READ_BYTES = 65_536
+
+
+class AccountingFiles:
+    """The accounting files of one cgroup, which stay open once they were read.
+
+    Args:
+        v1_paths: the owner's map of v1 controllers to directories; it may grow.
+    """
+
+    def __init__(self, v1_paths: Mapping[str, str]) -> None:
+        self._v1_paths = v1_paths
+        self._v2_path = ""
+        self._v2_names: frozenset[str] = frozenset()
+        self._fds: dict[str, int] | None = None
+        self._lock = threading.Lock()  # guards _fds: reads and close may be concurrent
+
+    def has_v2(self, path: str, names: frozenset[str]) -> None:
+        """The cgroup has a v2 directory with these files."""
+        self._v2_path, self._v2_names = path, names
+
+    def at_exit(self) -> Iterator[tuple[str, str]]:
+        """(label, path) of what is worth reading when the process has ended."""
+        return self._existing(V2_EXIT_FILES, V1_EXIT_FILES)
+
+    def read(self) -> dict[str, str]:
+        """The texts by label; those that can't be read are left out."""
+        texts: dict[str, str] = {}
+        with self._lock:
+            if self._fds is None:
+                self._fds = self._open()
+            for label, fd in self._fds.items():
+                with contextlib.suppress(OSError):  # ENODEV: the cgroup is gone
+                    texts[label] = os.pread(fd, _READ_BYTES, 0).decode("ascii", "replace")
+        return texts
+
+    def close(self) -> None:
+        """No file is open; the next read opens them again."""
+        with self._lock:
+            fds, self._fds = self._fds, None
+        for fd in (fds or {}).values():
+            os.close(fd)
+
+    def _open(self) -> dict[str, int]:
+        fds: dict[str, int] = {}
+        for label, path in self._existing(V2_STAT_FILES, V1_STAT_FILES):
+            with contextlib.suppress(OSError):
+                fds[label] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return fds
+
+    def _existing(
+        self, v2_files: Iterable[str], v1_files: Iterable[tuple[str, str]]
+    ) -> Iterator[tuple[str, str]]:
+        for file in v2_files:
+            if file in self._v2_names:
+                yield file, f"{self._v2_path}/{file}"
+        for controller, file in v1_files:
+            directory = self._v1_paths.get(controller)
+            if directory:
+                yield f"v1/{file}", f"{directory}/{file}"
 
 
 def parse_sections(text: bytes) -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 Hosts still boot this way (hybrid): the v2 tree serves for kill, freeze and PSI, and here are the
 limits. What v1 has no word for is Unsupported; what it says differently is converted:
-`memory_low` is v1's soft limit (as OCI's reservation maps both ways), swap becomes memory plus
-swap, weights become shares. `memory_oom_group` does not exist: the kernel kills one process.
+`memory_low_bytes` is v1's soft limit (OCI's reservation is both), swap becomes memory plus swap,
+weights become shares. `memory_oom_group` does not exist: the kernel kills one process.
 Source: Linux Documentation/admin-guide/cgroup-v1/.
 """
 
@@ -88,7 +88,7 @@ def _memory(resources: Resources) -> Iterator[Setting]:
         yield Setting("memory", "memory.memsw.limit_in_bytes", str(both), "memory_swap")
     if resources.memory_low_bytes is not None:
         text = str(resources.memory_low_bytes)
-        yield Setting("memory", "memory.soft_limit_in_bytes", text, "memory_low")
+        yield Setting("memory", "memory.soft_limit_in_bytes", text, "memory_reservation")
 
 
 def _cpu(resources: Resources) -> Iterator[Setting]:
@@ -267,6 +267,11 @@ def accounting(layout: Layout, *, sub: bool) -> frozenset[str]:
     if layout.mode is Mode.LEGACY:
         return LEGACY_SUB if sub else LEGACY_ACCOUNTING
     return frozenset() if sub else ACCOUNTING - layout.v2_controllers
+
+
+def is_frozen(freezer_path: str) -> bool:
+    """It was asked to freeze, and may be on its way."""
+    return fs.read(freezer_path, "freezer.state").strip() != "THAWED"
 
 
 def set_frozen(freezer_path: str, frozen: bool, timeout_sec: float) -> None:

@@ -13,7 +13,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pycontain.errors import KernelError, TimeoutExpired, Unsupported
 from pycontain.isolation import cgroups_fs as fs
@@ -39,7 +39,8 @@ def make(root: str, name: str, needed: frozenset[str]) -> str:
     """
     path = f"{root}/{name}"
     parent = os.path.dirname(path)
-    if not needed <= _prepared.get(parent, frozenset()):
+    prepared = _prepared.get(parent)
+    if prepared is None or not needed <= prepared:
         prepare_parent(root, os.path.dirname(name), needed)
     try:
         os.mkdir(path, 0o755)
@@ -114,11 +115,36 @@ def _not_handed_down(error: OSError, directory: str, needed: frozenset[str]) -> 
 
 def file_names(root: str, path: str) -> frozenset[str]:
     """Which files the cgroup `path` has; listed once per set of controllers and process."""
-    key = (root, _prepared.get(os.path.dirname(path)) or _handed_down(os.path.dirname(path)))
+    parent = os.path.dirname(path)
+    controllers = _prepared.get(parent)
+    if controllers is None:
+        controllers = _handed_down(parent)
+    key = (root, controllers)
     names = _files.get(key)
     if names is None:
         names = _files[key] = frozenset(os.listdir(path))
     return names
+
+
+def write_settings(root: str, name: str, settings: Sequence[Setting]) -> None:
+    """All settings of a new cgroup are in force.
+
+    Raises:
+        InvalidSpec, Unsupported, KernelError: naming the option.
+    """
+    path = f"{root}/{name}"
+    try:
+        for setting in settings:
+            write_setting(path, setting)
+    except Unsupported:
+        # A file is missing: another process pruned the parent and made it again with fewer
+        # controllers than we remember. Once more, from the start.
+        if os.path.dirname(path) not in _prepared:
+            raise
+        needed = frozenset(setting.controller for setting in settings if setting.controller)
+        prepare_parent(root, os.path.dirname(name), needed)
+        for setting in settings:
+            write_setting(path, setting)
 
 
 def write_setting(path: str, setting: Setting) -> None:
@@ -185,7 +211,7 @@ def split(path: str, needed: frozenset[str]) -> None:
     """
     if needed <= _handed_down(path):
         return
-    was_frozen = fs.read(path, "cgroup.freeze").strip() == "1"
+    was_frozen = is_frozen(path)
     if not was_frozen:
         set_frozen(path, True)
     try:
@@ -210,6 +236,11 @@ def _move_all(source: str, target: str) -> None:
             fs.write(target, "cgroup.procs", pid)
         except ProcessLookupError:
             continue  # it has ended
+
+
+def is_frozen(path: str) -> bool:
+    """It was asked to freeze, and may be on its way."""
+    return fs.read(path, "cgroup.freeze").strip() == "1"
 
 
 def set_frozen(path: str, frozen: bool, timeout_sec: float = FREEZE_TIMEOUT_SEC) -> None:
