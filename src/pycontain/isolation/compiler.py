@@ -41,7 +41,7 @@ class Launch:
         rootfs_fd: detached mount of the root file system.
         cgroup_fd: directory of the cgroup v2 to be born in, or -1.
         join_fds: open `cgroup.procs` of cgroup v1 hierarchies.
-        v1_controllers: v1 hierarchies to show under /sys/fs/cgroup ("memory", "cpu,cpuacct").
+        v1_hierarchies: v1 trees to show under /sys/fs/cgroup, as (directory, mount options).
         stdio: fds for 0, 1 and 2; None leaves /dev/null. Ignored with a terminal.
         mount_fds: index into spec.mounts -> (detached mount, is a directory).
         namespace_fds: namespace type -> fd to join (for exec: one pidfd under "pidfd").
@@ -54,7 +54,7 @@ class Launch:
     rootfs_fd: int = -1
     cgroup_fd: int = -1
     join_fds: tuple[int, ...] = ()
-    v1_controllers: tuple[str, ...] = ()
+    v1_hierarchies: tuple[tuple[str, tuple[str, ...]], ...] = ()
     stdio: tuple[int, int, int] | None = None
     mount_fds: Mapping[int, tuple[int, bool]] = field(default_factory=dict)
     namespace_fds: Mapping[str, int] = field(default_factory=dict)
@@ -190,8 +190,8 @@ def _root_filesystem(plan: Plan, spec: Spec, launch: Launch, kinds: set[str]) ->
                 plan, mount, root, name, devices=spec.devices, symlinks=DEFAULT_SYMLINKS,
                 console=spec.process.terminal, host_devices=host,
             )  # fmt: skip
-        elif mount.type == "cgroup" and launch.v1_controllers:
-            _cgroup_v1_mounts(plan, mount, root, name, launch.v1_controllers)
+        elif mount.type == "cgroup" and launch.v1_hierarchies:
+            _cgroup_v1_mounts(plan, mount, root, name, launch.v1_hierarchies)
         else:
             slot = add_mount(plan, mount, root, name)
             proc = slot if mount.type == "proc" else proc
@@ -211,25 +211,26 @@ def _root_filesystem(plan: Plan, spec: Spec, launch: Launch, kinds: set[str]) ->
 
 
 def _cgroup_v1_mounts(
-    plan: Plan, mount: Mount, root: int, name: str, controllers: Sequence[str]
+    plan: Plan,
+    mount: Mount,
+    root: int,
+    name: str,
+    hierarchies: Sequence[tuple[str, tuple[str, ...]]],
 ) -> None:
     """On cgroup v1 show each hierarchy in its own directory, as Docker and podman do."""
     options = tuple(o for o in mount.options if o != "ro")
     base = Mount(mount.destination, "tmpfs", "tmpfs", (*options, "mode=755", "size=64k"))
     add_mount(plan, base, root, name)
-    for controller in controllers:
-        data = ("none", controller) if controller.startswith("name=") else (controller,)
+    for directory, words in hierarchies:
         slot = plan.out()
         plan.op(
             C.PYC_OP_FSMOUNT,
             name,
-            text=(plan.string("cgroup"), plan.block(data)),
+            text=(plan.string("cgroup"), plan.block(words)),
             slots=(slot,),
-            nums=(len(data), 0xF),  # ro, nosuid, nodev, noexec
+            nums=(len(words), 0xF),  # ro, nosuid, nodev, noexec
         )
-        directory = f"{mount.destination}/{controller.removeprefix('name=')}"
-        # Not `place`: NO_SYMLINKS holds for the directory we just mounted anyway.
-        place(plan, slot, root, directory, name, directory=True)
+        place(plan, slot, root, f"{mount.destination}/{directory}", name, directory=True)
 
 
 def _hide_paths(plan: Plan, spec: Spec, root: int, dev: int) -> None:

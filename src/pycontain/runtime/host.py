@@ -17,6 +17,8 @@ from pycontain.runtime.state import StateStore
 if TYPE_CHECKING:
     from pycontain.isolation.cgroups import Layout
 
+_CGROUP_PARENT = "pycontain"
+
 __all__ = ["Host", "default_data_root", "default_state_root"]
 
 
@@ -67,6 +69,31 @@ class Host:
     def data_dir(self, container_id: str) -> str:
         """The container's own directory on disk: writable layer and log."""
         return f"{self.data_root}/containers/{container_id}"
+
+    def remove_data(self, container_id: str) -> None:
+        """Nothing of the container is left on disk; its files are hostile and may be deep."""
+        path = self.data_dir(container_id)
+        if os.path.lexists(path):
+            remove_tree(path)
+
+    def data_ids(self) -> list[str]:
+        """The containers that have something on disk."""
+        try:
+            return sorted(os.listdir(f"{self.data_root}/containers"))
+        except FileNotFoundError:
+            return []
+
+    def data_bytes(self) -> int:
+        """Bytes in use on the data root's file system."""
+        try:
+            found = os.statvfs(self.data_root)
+        except FileNotFoundError:
+            return 0
+        return (found.f_blocks - found.f_bfree) * found.f_frsize
+
+    def cgroup_parent(self) -> str:
+        """The cgroup below which containers are made, relative to each hierarchy's root."""
+        return _CGROUP_PARENT
 
     def open_program(self, name: str) -> int:
         """Return a sealed copy of one of our static programs; the caller closes the fd.

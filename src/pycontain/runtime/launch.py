@@ -102,8 +102,16 @@ def prepare(
     if cgroup is not None:
         launch.cgroup_fd = cgroup.dir_fd
         launch.join_fds = tuple(cgroup.join_fds)
-        launch.v1_controllers = tuple(cgroup.v1_controllers)
+        launch.v1_hierarchies = _v1_hierarchies(host) if launch.join_fds else ()
     return compile_init(spec, launch)
+
+
+def _v1_hierarchies(host: Host) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """The v1 trees of this host by mount point, with the options that name each (cgroups(7))."""
+    found: dict[str, list[str]] = {}
+    for controller, mount_point in host.layout().v1:
+        found.setdefault(mount_point, []).append({"io": "blkio"}.get(controller, controller))
+    return tuple((os.path.basename(point), tuple(names)) for point, names in found.items())
 
 
 def _open_namespaces(spec: Spec, stack: ExitStack) -> dict[str, int]:

@@ -1,0 +1,369 @@
+"""The one composer: image + options -> container. What `pycontain.run()` calls.
+
+    image.ImageStore   finds or imports the image, gives its layers as one Mount
+    runtime.spec       image config + options -> Spec (docker's rules)
+    runtime.Container  the spec's life: state, start, end, record
+
+No state of its own beyond caches; make one, or use the default, from any thread.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from pycontain.errors import ContainerNotFound, InvalidInput, PycontainError, WrongState
+from pycontain.isolation import cgroups
+from pycontain.oci import ImageConfig, Mount, Spec, User
+from pycontain.runtime import blueprint as blueprints
+from pycontain.runtime.blueprint import Blueprint
+from pycontain.runtime.container import Container, remove_traces
+from pycontain.runtime.host import Host
+from pycontain.runtime.options import RunOptions, parse_pairs
+from pycontain.runtime.process import Result, decoder, finish
+from pycontain.runtime.spec import build_spec
+from pycontain.runtime.state import Status, new_id
+from pycontain.runtime.stdio import PIPE, Stream
+
+__all__ = ["Engine", "PruneReport", "default_engine"]
+
+
+
+@dataclass(frozen=True, slots=True)
+class PruneReport:
+    """What `prune` removed: container ids, and what a crash had left without a container."""
+
+    containers: tuple[str, ...]
+    leftovers: tuple[str, ...]
+    freed_bytes: int
+
+
+class Engine:
+    """Containers of one state root and one data root; the defaults are this user's usual ones."""
+
+    def __init__(self, *, state_root: str | None = None, data_root: str | None = None) -> None:
+        self.host = Host(state_root, data_root)
+        self.state_root = self.host.state_root
+        self.data_root = self.host.data_root
+
+    @cached_property
+    def images(self) -> Any:
+        """The image store of the data root."""
+        from pycontain.image import ImageStore
+
+        return ImageStore(f"{self.data_root}/images")
+
+    # -- making ---------------------------------------------------------------------------------
+
+    def container(
+        self,
+        image: str,
+        command: Sequence[str] | None = None,
+        *,
+        stdin: Stream = None,
+        stdout: Stream = None,
+        stderr: Stream = None,
+        log: bool | None = None,
+        detach: bool = False,
+        options: RunOptions | None = None,
+        **words: Any,
+    ) -> Container:
+        """Return a handle of a container that does not exist yet; `create` or `start` makes it.
+
+        Args:
+            detach: it outlives this program and is not killed with it; its output is logged.
+            log: log the output in place of passing it through; the default is `detach`.
+        Raises: InvalidInput, InvalidSpec: an option, named.  ImageNotFound.
+        """
+        options = _options(options, words)
+        container_id = new_id()
+        log = detach if log is None else log
+        blueprint = self._blueprint(image, command or (), options, container_id)
+        blueprint = replace(
+            blueprint, survive=detach, log=log and options.log, interactive=options.interactive
+        )
+        return Container(self.host, blueprint, stdin=stdin, stdout=stdout, stderr=stderr)
+
+    def _blueprint(
+        self, name: str, command: Sequence[str], options: RunOptions, container_id: str
+    ) -> Blueprint:
+        image = self.images.resolve(name)
+        rootfs = self._rootfs(image, container_id)
+
+        def resolve_user(user: str, groups: Sequence[str | int]) -> tuple[User, str]:
+            return self._resolve_user(image, user, groups)
+
+        spec = build_spec(
+            image.config, command, options, resolve_user=resolve_user, container_id=container_id
+        )
+        labels = {**dict(image.config.labels), **parse_pairs(options.labels, field="labels")}
+        parent = options.cgroup_parent or self.host.cgroup_parent()
+        from pycontain.runtime.units import parse_bytes, parse_duration
+
+        return Blueprint(
+            id=container_id,
+            name=options.name or container_id[:12],
+            image=name,
+            image_id=image.id,
+            created_at=time.time(),
+            spec=spec,
+            rootfs=rootfs,
+            labels=tuple(labels.items()),
+            seccomp=_seccomp_text(options.seccomp),
+            log_max_bytes=parse_bytes(options.log_max_bytes or 0, field="log_max_bytes"),
+            log_max_files=options.log_max_files or 0,
+            timeout_usec=(
+                0 if options.timeout is None else parse_duration(options.timeout, field="timeout")
+            ),
+            stop_signal=_signal_number(options.stop_signal, image.config),
+            stop_timeout_usec=(
+                10_000_000
+                if options.stop_timeout is None
+                else parse_duration(options.stop_timeout, field="stop_timeout")
+            ),
+            cgroup=f"{parent}/{container_id}",
+        )
+
+    def _rootfs(self, image: Any, container_id: str) -> Mount:
+        from pycontain.image import snapshots
+
+        return snapshots.describe(self.host.data_dir(container_id), image)  # type: ignore[no-any-return]
+
+    def _resolve_user(
+        self, image: Any, user: str, groups: Sequence[str | int]
+    ) -> tuple[User, str]:
+        """Ids by the image's own passwd and group; root needs no look at them."""
+        if user in ("", "0", "root", "0:0") and not groups:
+            return User(), "/root"
+        from pycontain.image import snapshots
+        from pycontain.isolation.mounts import open_host_mount
+        from pycontain.runtime import users
+
+        root_fd, _ = open_host_mount(snapshots.view(image), "rootfs")
+        try:
+            return users.lookup(root_fd, user, groups)
+        finally:
+            os.close(root_fd)
+
+    # -- running --------------------------------------------------------------------------------
+
+    def run(
+        self,
+        image: str,
+        command: Sequence[str] | None = None,
+        *,
+        input: Any = None,  # noqa: A002  (subprocess.run's own word)
+        capture_output: bool = False,
+        text: bool = False,
+        encoding: str | None = None,
+        errors: str | None = None,
+        check: bool = False,
+        stdin: Stream = None,
+        stdout: Stream = None,
+        stderr: Stream = None,
+        options: RunOptions | None = None,
+        **words: Any,
+    ) -> Result:
+        """Run a container to its end, remove it, and return how it ended and what it used.
+
+        The words are those of `subprocess.run`; the rest are fields of `RunOptions` (memory="256M",
+        cpus=0.5, pids=64, timeout=10, env, cwd, user, ...). At `timeout` seconds the whole
+        container is killed and `timed_out` is True; nothing is raised for it.
+
+        Raises: ContainerFailed: `check` and the exit code is not 0; it carries the result.
+            InvalidInput, ImageNotFound, CommandNotFound, Unsupported, KernelError: it never ran.
+        """
+        codec = decoder(text, encoding, errors)
+        if input is not None:
+            stdin = PIPE
+        if capture_output:
+            stdout = stderr = PIPE
+        container = self.container(
+            image, command, stdin=stdin, stdout=stdout, stderr=stderr, options=options, **words
+        )
+        try:
+            container.start(quiet=True)
+            out, err = container.communicate(codec.encode(input))
+            record = container.wait()
+        finally:
+            container.remove(force=True)
+        result = finish(
+            container.id, container.args, record, codec.decode(out), codec.decode(err)
+        )
+        return result.check() if check else result
+
+    def plan(
+        self,
+        image: str,
+        command: Sequence[str] | None = None,
+        options: RunOptions | None = None,
+        **words: Any,
+    ) -> str:
+        """Return what a run would do, as text: the quotas, then the child's ops. Makes nothing."""
+        from pycontain.runtime import launch
+
+        container_id = new_id()
+        blueprint = self._blueprint(image, command or (), _options(options, words), container_id)
+        with ExitStack() as stack:
+            plan = launch.prepare(self.host, blueprint, stack, stdio=(0, 1, 2), rootfs_fd=3)
+            return _describe(blueprint.spec, blueprint) + plan.dump()
+
+    # -- finding --------------------------------------------------------------------------------
+
+    def get(self, ref: str) -> Container:
+        """Return a handle of an existing container by id, unique prefix of one, or name.
+
+        Raises: ContainerNotFound.  WrongState: its state can't be read.
+        """
+        container_id = self.host.states.resolve(ref)
+        document = self.host.states.load(container_id)
+        return Container(self.host, blueprints.decode(document), exists=True)
+
+    def list(self) -> list[Container]:
+        """Return handles of all containers, newest first; those of damaged state are left out."""
+        found = []
+        for entry in self.host.states.ls():
+            if entry.document is not None:
+                with suppress(PycontainError):
+                    blueprint = blueprints.decode(entry.document)
+                    found.append(Container(self.host, blueprint, exists=True))
+        return sorted(found, key=lambda c: c.created_at, reverse=True)
+
+    # -- cleaning -------------------------------------------------------------------------------
+
+    def prune(self, *, exited: bool = True) -> PruneReport:
+        """No ended container is left, nor anything that a crash left of one.
+
+        Args: exited: False keeps containers that ended by themselves, unless marked auto_remove.
+        """
+        before = self.host.data_bytes()
+        removed, kept = [], set()
+        for entry in self.host.states.ls():
+            if self._prune_one(entry.id, entry.document, exited):
+                removed.append(entry.id)
+            else:
+                kept.add(entry.id)
+        leftovers = self._prune_leftovers(kept)
+        return PruneReport(tuple(removed), leftovers, max(0, before - self.host.data_bytes()))
+
+    def _prune_one(self, container_id: str, document: Any, exited: bool) -> bool:
+        cgroup = f"{self.host.cgroup_parent()}/{container_id}"
+        try:
+            container = self.get(container_id) if document is not None else None
+            status = self.host.states.status(container_id)
+        except (ContainerNotFound, WrongState):
+            container, status = None, Status.UNKNOWN
+        if status in (Status.RUNNING, Status.PAUSED):
+            return False
+        if container is not None:
+            mine = container.blueprint
+            if status == Status.CREATED and (mine.survive or self._is_young(mine.created_at)):
+                return False
+            if status == Status.EXITED and not exited and mine.survive and not mine.auto_remove:
+                return False
+            cgroup = mine.cgroup
+        remove_traces(self.host, container_id, cgroup)
+        return True
+
+    def _is_young(self, created_at: float) -> bool:
+        """Another program may be about to start it."""
+        return time.time() - created_at < 60.0
+
+    def _prune_leftovers(self, kept: set[str]) -> tuple[str, ...]:
+        """Cgroups and data directories of ours whose container does not exist."""
+        found = []
+        layout, parent = self.host.layout(), self.host.cgroup_parent()
+        alive = kept | set(self.host.states.ids())
+        for name in cgroups.children(layout, parent):
+            if name not in alive and _is_id(name):
+                with suppress(PycontainError):
+                    group = cgroups.Cgroup.open(layout, f"{parent}/{name}")
+                    group.kill()
+                    group.remove()
+                    found.append(f"cgroup {parent}/{name}")
+        for name in self.host.data_ids():
+            if name not in alive and _is_id(name):
+                self.host.remove_data(name)
+                found.append(f"data {name}")
+        if not alive:
+            cgroups.remove_parent(layout, parent)
+        return tuple(found)
+
+    def info(self) -> dict[str, Any]:
+        """Return what this host can do and, where it can't, why not."""
+        from pycontain.runtime.probe import probe
+
+        return probe(self.host)
+
+
+_default: Engine | None = None
+
+
+def default_engine() -> Engine:
+    """The engine of this user's usual roots; made on first use."""
+    global _default
+    if _default is None:
+        _default = Engine()
+    return _default
+
+
+def _options(options: RunOptions | None, words: Mapping[str, Any]) -> RunOptions:
+    try:
+        return RunOptions(**words) if options is None else replace(options, **words)
+    except TypeError as error:
+        raise InvalidInput(str(error).partition(") ")[2] or str(error), field="options") from None
+
+
+def _seccomp_text(value: str | Mapping[str, object]) -> str:
+    """"default", "unconfined", or the profile itself: its file may change or go meanwhile."""
+    if value in ("default", "unconfined"):
+        return str(value)
+    import json
+
+    if isinstance(value, str):
+        try:
+            with open(value, encoding="utf-8") as file:
+                value = json.load(file)
+        except (OSError, ValueError) as error:
+            raise InvalidInput(f"{value}: {error}", field="seccomp") from None
+    from pycontain.isolation.seccomp import load_profile
+
+    load_profile(dict(value))  # type: ignore[arg-type]  # refused now, not at the start
+    return json.dumps(value, sort_keys=True)
+
+
+def _signal_number(given: str | int | None, config: ImageConfig) -> int:
+    import signal
+
+    value = given if given is not None else config.stop_signal or signal.SIGTERM
+    if isinstance(value, str) and not value.isdigit():
+        name = value.upper() if value.upper().startswith("SIG") else f"SIG{value.upper()}"
+        value = getattr(signal, name, 0)
+    number = int(value)
+    if not 1 <= number <= 64:
+        raise InvalidInput(f"{given or config.stop_signal!r} is no signal", field="stop_signal")
+    return number
+
+
+def _is_id(name: str) -> bool:
+    return len(name) == 64 and all(c in "0123456789abcdef" for c in name)
+
+
+def _describe(spec: Spec, blueprint: Blueprint) -> str:
+    lines = [f"image      {blueprint.image} {blueprint.image_id}".rstrip()]
+    lines.append(f"rootfs     {blueprint.rootfs.type} {' '.join(blueprint.rootfs.options)}")
+    lines.append(f"cgroup     {blueprint.cgroup}")
+    fields = ("memory_max_bytes", "memory_swap_max_bytes", "cpu_quota_usec", "cpu_weight",
+              "cpuset_cpus", "pids_max", "io_max")  # fmt: skip
+    for name in fields:
+        value = getattr(spec.resources, name)
+        if value not in (None, ()):
+            lines.append(f"{name:<24} {value}")
+    lines.append("namespaces " + " ".join(n.type + (f"={n.path}" if n.path else "")
+                                          for n in spec.namespaces))  # fmt: skip
+    return "\n".join(lines) + "\n\n"

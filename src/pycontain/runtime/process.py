@@ -1,0 +1,327 @@
+"""Processes of a container beyond its first: exec, and what running something to its end returns."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from pycontain.errors import ContainerFailed, InvalidInput, TimeoutExpired, WrongState
+from pycontain.isolation import capabilities
+from pycontain.oci import Process, Resources
+from pycontain.runtime import launch
+from pycontain.runtime.options import parse_env
+from pycontain.runtime.quotas import changed_resources
+from pycontain.runtime.run import Run
+from pycontain.runtime.stdio import DEVNULL, PIPE, Stream, Streams, communicate
+from pycontain.runtime.units import parse_duration
+from pycontain.usage import ExitRecord, Usage
+
+if TYPE_CHECKING:
+    from pycontain.isolation.cgroups import Cgroup
+    from pycontain.runtime.container import Container
+
+__all__ = ["Exec", "Result", "decoder", "finish", "run_exec"]
+
+_QUOTAS = ("memory", "memory_swap", "cpus", "cpu_weight", "cpuset_cpus", "pids", "io_max")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a container or exec ended, with what it wrote if that was captured.
+
+    Exactly one of `exit_code` and `signal` is not None, unless nobody could know (`known`).
+    Times are seconds since the epoch; `usage` is the kernel's own account, after the last process.
+    """
+
+    id: str
+    args: tuple[str, ...]
+    exit_code: int | None
+    signal: int | None
+    known: bool
+    oom_killed: bool
+    pids_limit_hit: bool
+    timed_out: bool
+    started_at: float
+    ended_at: float
+    usage: Usage
+    stdout: Any = None
+    stderr: Any = None
+
+    @property
+    def returncode(self) -> int:
+        """As `subprocess` has it: the exit code, or minus the signal; 255 if unknown."""
+        if self.exit_code is not None:
+            return self.exit_code
+        return -self.signal if self.signal is not None else 255
+
+    def check(self) -> Result:
+        """Return self if the exit code is 0.
+
+        Raises: ContainerFailed: else; it carries this record.
+        """
+        if self.exit_code == 0:
+            return self
+        how = f"exit code {self.exit_code}"
+        if self.oom_killed:
+            how = "killed for lack of memory"
+        elif self.timed_out:
+            how = "killed at its timeout"
+        elif self.signal is not None:
+            how = f"killed by signal {self.signal}"
+        elif not self.known:
+            how = "unknown: it ended while nobody watched"
+        raise ContainerFailed(f"{' '.join(self.args)[:200]}: {how}", result=self)
+
+
+def finish(run_id: str, args: Sequence[str], record: ExitRecord, out: Any, err: Any) -> Result:
+    """Return the record and the output as one value."""
+    return Result(
+        run_id, tuple(args), record.exit_code, record.signal, record.known, record.oom_killed,
+        record.pids_limit_hit, record.timed_out, record.started_at, record.ended_at, record.usage,
+        out, err,
+    )  # fmt: skip
+
+
+class decoder:  # noqa: N801  (a callable with parameters, used like a function)
+    """Turns captured bytes into what the caller asked for, as `subprocess` does."""
+
+    def __init__(self, text: bool, encoding: str | None, errors: str | None) -> None:
+        self.text = bool(text or encoding or errors)
+        self.encoding, self.errors = encoding or "utf-8", errors or "strict"
+
+    def decode(self, data: bytes | None) -> Any:
+        """bytes, or str with universal newlines."""
+        if data is None or not self.text:
+            return data
+        return data.decode(self.encoding, self.errors).replace("\r\n", "\n").replace("\r", "\n")
+
+    def encode(self, data: Any) -> bytes | None:
+        """The input as bytes."""
+        if isinstance(data, str):
+            return data.encode(self.encoding, self.errors)
+        return None if data is None else bytes(data)
+
+
+class Exec:
+    """A process started in a running container, in a cgroup of its own: `kill` takes all it made.
+
+    The mutable state is `_run` and `_streams`; close it, or use it as a context manager.
+    """
+
+    def __init__(
+        self, container: Container, exec_id: str, args: tuple[str, ...], run: Run, cgroup: Cgroup,
+        streams: Streams | None,
+    ) -> None:  # fmt: skip
+        self.container = container
+        self.id = exec_id
+        self.args = args
+        self._run = run
+        self._cgroup = cgroup
+        self._streams = streams
+
+    @classmethod
+    def start(
+        cls,
+        container: Container,
+        args: Sequence[str],
+        *,
+        stdin: Stream = None,
+        stdout: Stream = None,
+        stderr: Stream = None,
+        env: Mapping[str, str] | Sequence[str] = (),
+        cwd: str | None = None,
+        user: str | None = None,
+        tty: bool = False,
+        rows: int = 0,
+        columns: int = 0,
+        timeout: float | str | None = None,
+        detach: bool = False,
+        **quotas: Any,
+    ) -> Exec:
+        """Return the started process.
+
+        Args:
+            timeout: seconds after which the monitor kills it and all its descendants.
+            detach: it outlives this handle and this program; its output goes nowhere.
+            quotas: memory, cpus, pids, ... of this process alone, inside the container's.
+        Raises: WrongState: the container does not run.  CommandNotFound and the like: as `run`.
+        """
+        unknown = quotas.keys() - set(_QUOTAS)
+        if unknown:
+            raise InvalidInput("unknown option", field=min(unknown))
+        process = _process(container, args, env, cwd, user, tty, rows, columns)
+        quotas = {name: value for name, value in quotas.items() if value is not None}
+        resources = changed_resources(**quotas) if quotas else Resources()
+        exec_id = "x" + os.urandom(6).hex()
+        state_dir = f"{container.state_dir}/exec/{exec_id}"
+        if detach:
+            os.makedirs(state_dir, 0o700)
+            stdin = stdout = stderr = DEVNULL
+        pidfd = container.pidfd()
+        cgroup = container.open_cgroup().sub(exec_id, resources)
+        streams = None
+        try:
+            streams = None if tty else Streams(stdin, stdout, stderr)
+            link = launch.spawn_exec(
+                container.host, container.blueprint, process, exec_id=exec_id, pidfd=pidfd,
+                cgroup=cgroup, stdio=streams.child if streams else None, survive=detach,
+                timeout_usec=0 if timeout is None else parse_duration(timeout, field="timeout"),
+                state_dir=state_dir,
+            )  # fmt: skip
+            run = Run(container.host.launcher, f"{container.id}/{exec_id}", state_dir, link)
+            run.await_start()
+        except BaseException:
+            if streams is not None:
+                streams.close()
+            cgroup.remove()
+            raise
+        if streams is not None:
+            streams.started()
+        return cls(container, exec_id, process.args, run, cgroup, streams)
+
+    def fileno(self) -> int:
+        """A descriptor that is readable once it has ended."""
+        return self._run.fileno()
+
+    def wait(self, timeout: float | None = None) -> ExitRecord:
+        """Return how it ended, once it has.
+
+        Raises: TimeoutExpired: it runs on.
+        """
+        return self._run.wait(timeout)
+
+    def poll(self) -> ExitRecord | None:
+        """Return how it ended, or None."""
+        return self._run.poll()
+
+    def communicate(
+        self, data: bytes | None = None, timeout: float | None = None
+    ) -> tuple[bytes | None, bytes | None]:
+        """Feed and read its pipes until it has ended.
+
+        Raises: TimeoutExpired: it runs on.
+        """
+        if self._streams is None or not self._streams.parent:
+            self.wait(timeout)
+            return None, None
+        out, err, ended = communicate(self._streams, self._run, data, timeout)
+        if not ended:
+            raise TimeoutExpired(f"the exec did not end within {timeout} s")
+        return out, err
+
+    def send_signal(self, signal: int) -> None:
+        """The process has been sent `signal`."""
+        self._run.send_signal(signal)
+
+    def kill(self) -> None:
+        """The process and everything that it started have been sent SIGKILL."""
+        with suppress(WrongState):
+            self._cgroup.kill()
+
+    def stats(self) -> Usage:
+        """What it uses now."""
+        return self._cgroup.stat()
+
+    def attach(self) -> Any:
+        """Return a socket that is its terminal (tty=True); the caller owns it."""
+        return self.container.host.launcher.attach(self._run.id)
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Its terminal has this size."""
+        self.container.host.launcher.resize(self._run.id, rows, columns)
+
+    def close(self) -> None:
+        """Let go. Unless detached it is killed if it still runs."""
+        self._run.close()
+        self._cgroup.close()
+        if self._streams is not None:
+            self._streams.close()
+            self._streams = None
+
+    def __enter__(self) -> Exec:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with suppress(Exception):
+            self.close()
+
+
+def _process(
+    container: Container,
+    args: Sequence[str],
+    env: Mapping[str, str] | Sequence[str],
+    cwd: str | None,
+    user: str | None,
+    tty: bool,
+    rows: int,
+    columns: int,
+) -> Process:
+    """The container's own process with what differs; never with more rights than it has."""
+    base = container.blueprint.spec.process
+    if isinstance(args, str):
+        raise InvalidInput("one string", field="args", hint='give a list, or ["sh", "-c", text]')
+    merged = dict(pair.split("=", 1) for pair in base.env)
+    if tty:
+        merged.setdefault("TERM", "xterm")
+    if env:
+        merged.update(parse_env(env))
+    process = replace(
+        base,
+        args=tuple(args),
+        env=tuple(f"{name}={value}" for name, value in merged.items()),
+        cwd=cwd or base.cwd,
+        terminal=tty,
+        console_rows=rows,
+        console_columns=columns,
+        oom_score_adj=None,
+    )
+    if user is None:
+        return process
+    from pycontain.runtime import users
+
+    root_fd = container.open_root()
+    try:
+        found, _home = users.lookup(root_fd, user)
+    finally:
+        os.close(root_fd)
+    sets = capabilities.process_sets(base.capabilities.bounding, uid=found.uid)
+    return replace(process, user=replace(found, umask=base.user.umask), capabilities=sets)
+
+
+def run_exec(
+    container: Container,
+    args: Sequence[str],
+    *,
+    input: Any = None,  # noqa: A002  (subprocess.run's own word)
+    capture_output: bool = False,
+    text: bool = False,
+    encoding: str | None = None,
+    errors: str | None = None,
+    check: bool = False,
+    stdin: Stream = None,
+    stdout: Stream = None,
+    stderr: Stream = None,
+    **options: Any,
+) -> Result:
+    """Run one process in the container to its end; the words are those of `subprocess.run`."""
+    codec = decoder(text, encoding, errors)
+    if input is not None:
+        stdin = PIPE
+    if capture_output:
+        stdout = stderr = PIPE
+    with Exec.start(
+        container, args, stdin=stdin, stdout=stdout, stderr=stderr, **options
+    ) as process:
+        out, err = process.communicate(codec.encode(input))
+        record = process.wait()
+        result = finish(
+            f"{container.id}/{process.id}", process.args, record,
+            codec.decode(out), codec.decode(err),
+        )  # fmt: skip
+    return result.check() if check else result

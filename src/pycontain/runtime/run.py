@@ -1,0 +1,173 @@
+"""One run: a process that the monitor owns, from its start to its exit record.
+
+A container has one run at a time, each exec is one. What a run knows comes from three places that
+agree: the connection that started it (or a later one that asked to be told), the file `live` while
+it lives, and the file `exit` afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+import signal as signals
+import time
+
+from pycontain import _native
+from pycontain._native import C
+from pycontain.errors import NotFound, TimeoutExpired, WrongState
+from pycontain.runtime import launch
+from pycontain.runtime.launcher import Launcher, Link
+from pycontain.runtime.outcome import exit_record
+from pycontain.usage import ExitRecord
+
+__all__ = ["Run", "start_ticks"]
+
+
+class Run:
+    """The mutable state is `_link` (dropped when ended), `_exit` (once known) and `_pidfd`.
+
+    One thread at a time may wait. Closing leaves the process alone, unless it was started with a
+    lifeline: then it is killed.
+    """
+
+    def __init__(
+        self, launcher: Launcher, run_id: str, state_dir: str, link: Link | None = None
+    ) -> None:
+        self._launcher = launcher
+        self.id = run_id
+        self.state_dir = state_dir
+        self._link = link
+        self._exit: ExitRecord | None = None
+        self._pidfd = -1
+
+    def await_start(self) -> None:
+        """Return once the command has been executed.
+
+        Raises: what `launch.failure` makes of the refusal; nothing runs then.
+        """
+        assert self._link is not None
+        reply = self._link.read_reply(None)
+        if isinstance(reply, _native.NativeExit):
+            self._finish(reply)
+        elif reply.kind == C.PYC_REP_FAILED:
+            raise launch.failure(reply, self._link.origins, self._link.command)
+        else:
+            self._pidfd = self._link.take_pidfd()
+
+    def live(self) -> _native.NativeLive | None:
+        """The monitor's record while it lives; None if there is none."""
+        try:
+            with open(f"{self.state_dir}/live", "rb") as file:
+                return _native.decode_live(file.read())
+        except OSError:
+            return None
+
+    def fileno(self) -> int:
+        """A descriptor that is readable once it has ended."""
+        return self._connection().fileno()
+
+    def _connection(self) -> Link:
+        if self._link is None:
+            self._link = self._launcher.watch(self.id)
+        return self._link
+
+    def wait(self, timeout: float | None = None) -> ExitRecord:
+        """Return how it ended, once it has.
+
+        Raises: TimeoutExpired: it runs on.  WrongState: it does not run and left no record.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self._exit is None:
+            if self._link is None and self._read_exit_file():
+                break
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                reply = self._connection().read_reply(left)
+            except NotFound:  # not alive there: it ended just now, or it never ran
+                self._drop_link()
+                if not self._read_exit_file():
+                    raise WrongState(f"{self.id} is not running") from None
+                break
+            except ConnectionError:  # the monitor was restarted; it knows all its runs again
+                self._drop_link()
+                continue
+            if isinstance(reply, _native.NativeExit):
+                self._finish(reply)
+            elif reply.kind == C.PYC_REP_FAILED:
+                error = launch.failure(reply, self._link.origins, self._link.command)  # type: ignore[union-attr]
+                self._drop_link()
+                raise error
+        return self._exit
+
+    def poll(self) -> ExitRecord | None:
+        """Return how it ended, or None if it has not; never waits."""
+        if self._exit is None and (self._link is not None or not self._read_exit_file()):
+            try:
+                self.wait(0)
+            except (TimeoutExpired, WrongState):
+                return None
+        return self._exit
+
+    def _read_exit_file(self) -> bool:
+        try:
+            with open(f"{self.state_dir}/exit", "rb") as file:
+                self._exit = exit_record(_native.decode_exit(file.read()))
+        except OSError:
+            return False
+        return True
+
+    def _finish(self, reply: _native.NativeExit) -> None:
+        self._exit = exit_record(reply)
+        if self._link is not None:
+            self._link.release()
+            self._link = None
+
+    def _drop_link(self) -> None:
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+
+    def pidfd(self) -> int:
+        """A pidfd of its process, owned here; proven to be that process by its start time.
+
+        Raises: WrongState: it does not run.
+        """
+        if self._pidfd >= 0:
+            return self._pidfd
+        live = self.live()
+        if live is not None and live.pid > 0:
+            try:
+                fd = os.pidfd_open(live.pid)
+            except ProcessLookupError:
+                fd = -1
+            if fd >= 0 and start_ticks(live.pid) == live.pid_start_ticks:
+                self._pidfd = fd
+                return fd
+            if fd >= 0:
+                os.close(fd)
+        raise WrongState(f"{self.id[:12]} is not running")
+
+    def send_signal(self, signal: int) -> None:
+        """Its process has been sent `signal`.
+
+        Raises: WrongState: it does not run.
+        """
+        try:
+            signals.pidfd_send_signal(self.pidfd(), signal)
+        except ProcessLookupError:
+            raise WrongState(f"{self.id[:12]} is not running", status="exited") from None
+
+    def close(self) -> None:
+        """Give up the connection and the pidfd. Idempotent."""
+        self._drop_link()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+
+def start_ticks(pid: int) -> int:
+    """Field 22 of /proc/PID/stat (proc_pid_stat(5)); the name before it may hold anything."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return -1
