@@ -10,7 +10,7 @@ import hashlib
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from pycontain.errors import SizeMismatch, UnsafeLayer, Unsupported
 from pycontain.oci import Digest
@@ -81,8 +81,7 @@ def compression_of(head: bytes) -> str:
 class Inflater:
     """`read()` gives the inflated stream in chunks of at most 1 MiB, b"" at its end.
 
-    `raw` returns the compressed bytes. `tee`, if set, gets them before they are inflated;
-    `tee_inflated` gets what comes out. Both digests are complete once `read()` returned b"".
+    `raw` returns the compressed bytes. Both digests are complete once `read()` returned b"".
     """
 
     def __init__(
@@ -90,13 +89,11 @@ class Inflater:
         raw: Callable[[int], bytes],
         *,
         limits: Limits | None = None,
-        tee: Callable[[bytes], object] | None = None,
-        tee_inflated: Callable[[bytes], object] | None = None,
         expected_bytes: int | None = None,
     ) -> None:
         self._raw = raw
-        self._tee = tee
-        self._tee_inflated = tee_inflated
+        self._tee: Callable[[bytes], object] | None = None
+        self._tee_inflated: Callable[[bytes], object] | None = None
         self._limits = limits or Limits()
         self._expected_bytes = expected_bytes
         self._raw_hash = hashlib.sha256()
@@ -109,6 +106,14 @@ class Inflater:
         self.compression = compression_of(self._head)
         self._codec_errors = _codec_errors(self.compression)
         self._decoder = self._new_decoder() if self.compression else None
+
+    def copy_to(self, sink: Callable[[bytes], object], *, inflated: bool = False) -> None:
+        """`sink` gets the whole compressed (or inflated) stream; to be called before `read()`."""
+        if inflated:
+            self._tee_inflated = sink
+        else:
+            sink(self._head)
+            self._tee = sink
 
     @property
     def digest(self) -> Digest:
@@ -172,7 +177,7 @@ class Inflater:
                     raise UnsafeLayer(f"the {self.compression} stream is cut short")
             try:
                 out = decoder.decompress(data, CHUNK_BYTES)
-            except (zlib.error, OSError, EOFError, ValueError, *self._codec_errors) as e:
+            except self._codec_errors as e:
                 raise UnsafeLayer(f"not a valid {self.compression} stream: {e}") from e
             data = b""
             if out:
@@ -215,7 +220,7 @@ class Inflater:
         return bz2.BZ2Decompressor()
 
 
-def _zstd():  # type: ignore[no-untyped-def]
+def _zstd() -> Any:
     try:
         from compression import zstd  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
@@ -231,8 +236,10 @@ def _zstd():  # type: ignore[no-untyped-def]
 
 
 def _codec_errors(compression: str) -> tuple[type[Exception], ...]:
+    """Returns what a decoder raises about its input; bz2 raises OSError."""
+    errors: tuple[type[Exception], ...] = (zlib.error, OSError, EOFError, ValueError)
     if compression == "xz":
         import lzma
 
-        return (lzma.LZMAError,)
-    return (_zstd().ZstdError,) if compression == "zstd" else ()
+        return (*errors, lzma.LZMAError)
+    return (*errors, _zstd().ZstdError) if compression == "zstd" else errors

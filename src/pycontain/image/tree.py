@@ -60,7 +60,7 @@ def show(name: bytes) -> str:
 
 
 def opaque_xattr() -> str:
-    """Returns the attribute that overlayfs reads; `userxattr` is the mount option for the second."""
+    """Returns what overlayfs reads; the second needs the mount option `userxattr`."""
     return "user.overlay.opaque" if os.geteuid() else "trusted.overlay.opaque"
 
 

@@ -21,7 +21,17 @@ from dataclasses import dataclass, field
 from pycontain.errors import KernelError, UnsafeLayer, Unsupported
 
 from . import tar
-from .tree import Attributes, Tree, is_opaque, is_whiteout, normalise, set_opaque, show
+from .tree import (
+    READ_DIRECTORY,
+    Attributes,
+    Tree,
+    is_opaque,
+    is_whiteout,
+    normalise,
+    read_attributes,
+    set_opaque,
+    show,
+)
 
 WHITEOUT = b".wh."
 WHITEOUT_META = b".wh..wh."
@@ -33,8 +43,10 @@ _CASEFOLD_FL, _FS_IOC_GETFLAGS = 0x40000000, 0x80086601
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 # The host's fault, not the layer's.
 _HOST_ERRNOS = frozenset(
-    getattr(errno, name)
-    for name in "ENOSPC EDQUOT EIO EMFILE ENFILE ENOMEM EROFS EACCES EPERM EUCLEAN ENOSYS".split()
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EUCLEAN, errno.ENOSYS),
+        *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM),
+    }
 )
 
 
@@ -65,7 +77,7 @@ class Unpacked:
 def unpack(
     reader: tar.TarReader, root_fd: int, *, lower: Sequence[str] = (), policy: Policy | None = None
 ) -> Unpacked:
-    """Everything in `reader` is below the empty directory `root_fd`; the stream was read to its end.
+    """Everything in `reader` is below the empty directory `root_fd`; the stream was read whole.
 
     `lower` are the unpacked layers below, the nearest first.
 
@@ -140,8 +152,6 @@ class _Unpacker:
 
     def _root_attributes(self) -> Attributes:
         """The root's attributes if the layer does not mention it: those of the layer below."""
-        from .tree import READ_DIRECTORY, read_attributes
-
         if not self.tree.lower:
             return Attributes()
         fd = os.open(self.tree.lower[0], READ_DIRECTORY)

@@ -1,0 +1,114 @@
+"""A container's writable view of an image: an overlay mount over the unpacked layers.
+
+Nothing is mounted here. `prepare` makes the directories and says what to mount; who isolates the
+container turns that into a detached mount. Source: Documentation/filesystems/overlayfs.rst.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from pycontain.errors import InvalidInput, Unsupported
+from pycontain.oci import Mount
+
+from .removal import remove_path
+
+if TYPE_CHECKING:
+    from . import Image
+
+MAX_LAYERS = 500
+_OPTION_PAGE_BYTES = 4000
+# What a layer can't say by itself: see "metacopy" and "redirect_dir" in overlayfs.rst on
+# untrusted layers. index=off: a lower directory may be shared by many containers.
+_SAFE = ("index=off", "metacopy=off", "redirect_dir=nofollow")
+
+
+def prepare(
+    container_dir: str, image: Image, *, readonly: bool = False, volatile: bool = False
+) -> Mount:
+    """Returns the mount for "/"; `container_dir` has the directories that it needs.
+
+    What a container of this directory wrote before is still there.
+
+    Args:
+        container_dir: made if missing, for the owner only.
+        readonly: no upper layer; the container can't write to its root.
+        volatile: never sync what the container writes, for containers that are thrown away.
+
+    Raises:
+        Unsupported: more layers than the kernel stacks, or a colon in a path on Linux < 6.5.
+    """
+    lower = [*reversed(image.layers)]
+    if not lower:
+        raise InvalidInput(f"image {image.id} has no layers")
+    with suppress(FileExistsError):
+        os.makedirs(container_dir, mode=0o700)
+    with suppress(FileExistsError):
+        os.symlink(image.id, f"{container_dir}/image")  # `prune` spares what containers use
+    options: list[str] = []
+    upper, work = f"{container_dir}/upper", f"{container_dir}/work"
+    if readonly and len(lower) == 1:
+        empty = f"{container_dir}/empty"  # overlayfs wants two layers if none is writable
+        with suppress(FileExistsError):
+            os.mkdir(empty, 0o755)
+        lower.append(empty)
+    options += lower_options(lower)
+    if not readonly:
+        _make_upper(upper, work, lower[0])
+        options += [f"upperdir={upper}", f"workdir={work}"]
+        if volatile:
+            options.append("volatile")
+    options += _SAFE
+    if os.geteuid():
+        options.append("userxattr")
+    return Mount("/", "overlay", "overlay", (*(("ro",) if readonly else ()), *options))
+
+
+def lower_options(lower: list[str], release: tuple[int, int] | None = None) -> list[str]:
+    """Returns the options that stack `lower`, the topmost first; `release` is the kernel's.
+
+    Before Linux 6.8 all of them go into one option, which a page limits and colons break.
+    """
+    if len(lower) > MAX_LAYERS:
+        raise Unsupported(f"an image of {len(lower)} layers", needs=f"at most {MAX_LAYERS} layers")
+    if (release or _kernel_release()) >= (6, 8):
+        return [f"lowerdir+={path}" for path in lower]
+    value = ":".join(path.replace("\\", "\\\\").replace(":", "\\:") for path in lower)
+    if len(value.encode()) > _OPTION_PAGE_BYTES:
+        raise Unsupported(f"an image of {len(lower)} layers", needs="Linux 6.8 (lowerdir+)")
+    return [f"lowerdir={value}"]
+
+
+def remove(container_dir: str) -> None:
+    """`container_dir` is gone with all a container made in it, however hostile; idempotent.
+
+    Raises:
+        KernelError: e.g. EBUSY or EXDEV, something is still mounted inside.
+    """
+    remove_path(container_dir)
+
+
+def _make_upper(upper: str, work: str, top: str) -> None:
+    """The upper directory exists with the attributes of the image's root, which it replaces."""
+    with suppress(FileExistsError):
+        os.mkdir(work, 0o700)
+    with suppress(FileNotFoundError, NotADirectoryError):
+        # The kernel leaves it after a volatile mount; whoever prepares again accepts the loss.
+        os.stat(f"{work}/work/incompat/volatile")
+        remove_path(f"{work}/work/incompat")
+    try:
+        os.mkdir(upper, 0o700)
+    except FileExistsError:
+        return
+    info = os.stat(top)
+    if os.geteuid() == 0 and (info.st_uid or info.st_gid):
+        os.chown(upper, info.st_uid, info.st_gid)
+    os.chmod(upper, stat.S_IMODE(info.st_mode))
+
+
+def _kernel_release() -> tuple[int, int]:
+    numbers = os.uname().release.split("-")[0].split(".")
+    return int(numbers[0]), int(numbers[1].rstrip("+~") or 0)
