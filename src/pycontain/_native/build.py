@@ -32,7 +32,7 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
         "child_mount.c",
     ),
     "init": ("init.c", "start.c", "freestanding.c"),
-    "hello": ("hello.c", "start.c", "freestanding.c"),
+    "hello": ("hello.c", "hello_report.c", "start.c", "freestanding.c"),
 }
 
 FREESTANDING_FLAGS = (
