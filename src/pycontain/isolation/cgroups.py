@@ -191,7 +191,7 @@ class Cgroup:
         try:
             if self._parent is not None and self._parent._v2 is not None:
                 if needed:
-                    v2.split(self._parent._v2, needed)
+                    v2.split(root, self._parent.name, needed)
                 os.mkdir(path, 0o755)
             else:
                 v2.make(root, self.name, needed)
@@ -270,10 +270,11 @@ class Cgroup:
         if not self.exists and (on_v2 or on_v1):
             raise Unsupported("update", needs="a container that was created with a cgroup")
         needed = frozenset(s.controller for s in on_v2 if s.controller)
-        if needed and self._parent is not None and self._parent._v2:
-            v2.split(self._parent._v2, needed)
-        elif needed and self.layout.v2_root:
-            v2.prepare_parent(self.layout.v2_root, os.path.dirname(self.name), needed)
+        root = self.layout.v2_root or ""
+        if needed and self._parent is not None:
+            v2.split(root, self._parent.name, needed)
+        elif needed:
+            v2.prepare_parent(root, os.path.dirname(self.name), needed)
         absent = frozenset(s.controller for s in on_v1) - self._v1.paths.keys()
         if absent:
             self._v1.make(absent, absent)

@@ -6,6 +6,7 @@ The program works on hybrid hosts as well, where it spares the process a v1 hier
 from __future__ import annotations
 
 import errno
+import os
 import threading
 
 from pycontain.errors import KernelError, Unsupported
@@ -75,8 +76,12 @@ def _attach(dir_fd: int, program: bytes) -> None:
         _native.bpf_prog_attach(fd, dir_fd, _native.BPF_CGROUP_DEVICE, _native.BPF_F_ALLOW_MULTI)
 
 
-def _close_one() -> None:
-    """The oldest program's fd is closed; where it is attached, it stays in force."""
-    import os
+def forget_programs() -> None:
+    """No program is kept loaded; where one is attached, it stays in force."""
+    with _lock:
+        while _programs:
+            _close_one()
 
+
+def _close_one() -> None:
     os.close(_programs.pop(next(iter(_programs))))

@@ -37,7 +37,6 @@ V2_STAT_FILES = (
 V1_EXIT_FILES = (
     ("memory", "memory.max_usage_in_bytes"),
     ("memory", "memory.oom_control"),
-    ("memory", "memory.failcnt"),
     ("pids", "pids.peak"),
     ("pids", "pids.events"),
     ("cpu", "cpu.stat"),
@@ -166,7 +165,8 @@ def usage_from_text(sections: Mapping[str, str]) -> Usage:
             _value(memory, "kernel"), _number(get("v1/memory.kmem.usage_in_bytes"))
         ),
         memory_shmem_bytes=_first(_value(memory, "shmem"), _value(v1_memory, "total_shmem")),
-        memory_max_events=_first(_value(events, "max"), _number(get("v1/memory.failcnt"))),
+        # v1's memory.failcnt stays 0 on recent kernels (6.18) whatever happens: not believed.
+        memory_max_events=_value(events, "max"),
         oom_events=_value(events, "oom"),
         oom_kills=_oom_kills(sections),
         page_faults=_first(_value(memory, "pgfault"), _value(v1_memory, "total_pgfault")),

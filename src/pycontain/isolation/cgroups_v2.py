@@ -203,14 +203,16 @@ def host_swaps() -> bool:
         return True
 
 
-def split(path: str, needed: frozenset[str]) -> None:
+def split(root: str, name: str, needed: frozenset[str]) -> None:
     """Children of the container's cgroup may have limits: its processes live in `main` now.
 
     Frozen meanwhile, so that no fork slips in between moving and enabling. The limits of the
     container stay where they were, one level above `main`.
     """
+    path = f"{root}/{name}"
     if needed <= _handed_down(path):
         return
+    prepare_parent(root, os.path.dirname(name), needed)
     was_frozen = is_frozen(path)
     if not was_frozen:
         set_frozen(path, True)
