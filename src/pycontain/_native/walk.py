@@ -48,6 +48,8 @@ def open_beneath(dir_fd: int, path: bytes, flags: int, mode: int, resolve: int) 
         return -ENOENT
     if len(path) >= _PATH_MAX:
         return -ENAMETOOLONG
+    if flags & os.O_CREAT and path.endswith(b"/"):
+        return -EISDIR
     walk = None
     try:
         walk = _Walk(dir_fd, flags | os.O_CLOEXEC, mode, resolve)
