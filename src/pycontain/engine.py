@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pycontain.errors import ContainerNotFound, InvalidInput, PycontainError, WrongState
 from pycontain.isolation import cgroups
@@ -29,6 +29,9 @@ from pycontain.runtime.process import Result, decoder, finish
 from pycontain.runtime.spec import build_spec
 from pycontain.runtime.state import Status, new_id
 from pycontain.runtime.stdio import PIPE, Stream
+
+if TYPE_CHECKING:
+    from pycontain.image import Image, ImageStore
 
 __all__ = ["Engine", "PruneReport", "default_engine"]
 
@@ -47,12 +50,12 @@ class Engine:
     """Containers of one state root and one data root; the defaults are this user's usual ones."""
 
     def __init__(self, *, state_root: str | None = None, data_root: str | None = None) -> None:
-        self.host = Host(state_root, data_root)
+        self.host = Host(state_root, data_root, remove_tree=_remove_tree)
         self.state_root = self.host.state_root
         self.data_root = self.host.data_root
 
     @cached_property
-    def images(self) -> Any:
+    def images(self) -> ImageStore:
         """The image store of the data root."""
         from pycontain.image import ImageStore
 
@@ -83,17 +86,26 @@ class Engine:
         options = _options(options, words)
         container_id = new_id()
         log = detach if log is None else log
-        blueprint = self._blueprint(image, command or (), options, container_id)
+        found = self.images.resolve(image)
+        blueprint = self._blueprint(image, found, command or (), options, container_id)
         blueprint = replace(
             blueprint, survive=detach, log=log and options.log, interactive=options.interactive
         )
-        return Container(self.host, blueprint, stdin=stdin, stdout=stdout, stderr=stderr)
+        data_dir = self.host.data_dir(container_id)
+        return Container(
+            self.host, blueprint, stdin=stdin, stdout=stdout, stderr=stderr,
+            prepare=None if found.rootfs_dir else lambda: _prepare(data_dir, found),
+        )  # fmt: skip
 
     def _blueprint(
-        self, name: str, command: Sequence[str], options: RunOptions, container_id: str
+        self,
+        name: str,
+        image: Image,
+        command: Sequence[str],
+        options: RunOptions,
+        container_id: str,
     ) -> Blueprint:
-        image = self.images.resolve(name)
-        rootfs = self._rootfs(image, container_id)
+        from pycontain.image import snapshots
 
         def resolve_user(user: str, groups: Sequence[str | int]) -> tuple[User, str]:
             return self._resolve_user(image, user, groups)
@@ -112,7 +124,7 @@ class Engine:
             image_id=image.id,
             created_at=time.time(),
             spec=spec,
-            rootfs=rootfs,
+            rootfs=snapshots.describe(self.host.data_dir(container_id), image),
             labels=tuple(labels.items()),
             seccomp=_seccomp_text(options.seccomp),
             log_max_bytes=parse_bytes(options.log_max_bytes or 0, field="log_max_bytes"),
@@ -129,13 +141,8 @@ class Engine:
             cgroup=f"{parent}/{container_id}",
         )
 
-    def _rootfs(self, image: Any, container_id: str) -> Mount:
-        from pycontain.image import snapshots
-
-        return snapshots.describe(self.host.data_dir(container_id), image)  # type: ignore[no-any-return]
-
     def _resolve_user(
-        self, image: Any, user: str, groups: Sequence[str | int]
+        self, image: Image, user: str, groups: Sequence[str | int]
     ) -> tuple[User, str]:
         """Ids by the image's own passwd and group; root needs no look at them."""
         if user in ("", "0", "root", "0:0") and not groups:
@@ -208,7 +215,10 @@ class Engine:
         from pycontain.runtime import launch
 
         container_id = new_id()
-        blueprint = self._blueprint(image, command or (), _options(options, words), container_id)
+        found = self.images.resolve(image)
+        blueprint = self._blueprint(
+            image, found, command or (), _options(options, words), container_id
+        )
         with ExitStack() as stack:
             plan = launch.prepare(self.host, blueprint, stack, stdio=(0, 1, 2), rootfs_fd=3)
             return _describe(blueprint.spec, blueprint) + plan.dump()
@@ -310,6 +320,18 @@ def default_engine() -> Engine:
     if _default is None:
         _default = Engine()
     return _default
+
+
+def _prepare(data_dir: str, image: Image) -> None:
+    from pycontain.image import snapshots
+
+    snapshots.prepare(data_dir, image)
+
+
+def _remove_tree(path: str) -> None:
+    from pycontain.image import snapshots
+
+    snapshots.remove(path)
 
 
 def _options(options: RunOptions | None, words: Mapping[str, Any]) -> RunOptions:

@@ -41,30 +41,46 @@ def prepare(
     Raises:
         Unsupported: more layers than the kernel stacks, or a colon in a path on Linux < 6.5.
     """
-    lower = [*reversed(image.layers)]
-    if not lower:
-        raise InvalidInput(f"image {image.id} has no layers")
     with suppress(FileExistsError):
         os.makedirs(container_dir, mode=0o700)
     with suppress(FileExistsError):
         os.symlink(image.id, f"{container_dir}/image")  # `prune` spares what containers use
-    options: list[str] = []
-    upper, work = f"{container_dir}/upper", f"{container_dir}/work"
-    if readonly and len(lower) == 1:
-        empty = f"{container_dir}/empty"  # overlayfs wants two layers if none is writable
+    if readonly and len(image.layers) == 1:
         with suppress(FileExistsError):
-            os.mkdir(empty, 0o755)
-        lower.append(empty)
-    options += lower_options(lower)
+            os.mkdir(f"{container_dir}/empty", 0o755)
+    elif not readonly and image.layers:
+        _make_upper(f"{container_dir}/upper", f"{container_dir}/work", image.layers[-1])
+    return describe(container_dir, image, readonly=readonly, volatile=volatile)
+
+
+def describe(
+    container_dir: str, image: Image, *, readonly: bool = False, volatile: bool = False
+) -> Mount:
+    """Returns what `prepare` returns, and makes nothing."""
+    if image.rootfs_dir is not None:
+        return Mount("/", "bind", image.rootfs_dir, ("rbind", "ro") if readonly else ("rbind",))
+    lower = [*reversed(image.layers)]
+    if not lower:
+        raise InvalidInput(f"image {image.id} has no layers")
+    if readonly and len(lower) == 1:
+        lower.append(f"{container_dir}/empty")  # overlayfs wants two layers if none is writable
+    options = lower_options(lower)
     if not readonly:
-        _make_upper(upper, work, lower[0])
-        options += [f"upperdir={upper}", f"workdir={work}"]
+        options += [f"upperdir={container_dir}/upper", f"workdir={container_dir}/work"]
         if volatile:
             options.append("volatile")
     options += _SAFE
     if os.geteuid():
         options.append("userxattr")
     return Mount("/", "overlay", "overlay", (*(("ro",) if readonly else ()), *options))
+
+
+def view(image: Image) -> Mount:
+    """Returns a read-only mount of the image alone, which needs no directory of a container."""
+    if image.rootfs_dir is not None or len(image.layers) == 1:
+        source = image.rootfs_dir or image.layers[0]
+        return Mount("/", "bind", source, ("rbind", "ro", "nosuid", "nodev"))
+    return describe("", image, readonly=True)
 
 
 def lower_options(lower: list[str], release: tuple[int, int] | None = None) -> list[str]:

@@ -282,10 +282,10 @@ def _process(plan: Plan, process: Process, launch: Launch, root: int, *, init: b
             if fd >= 0:
                 plan.op(C.PYC_OP_STDIO, "stdio", slots=(plan.send(fd),), nums=(number,))
     for limit in process.rlimits:
-        number = getattr(resource, limit.type, None)
-        if number is None:
+        kind = getattr(resource, limit.type, None)
+        if kind is None:
             raise InvalidSpec(f"unknown limit {limit.type}", field="ulimits")
-        nums = (number, limit.soft & _U64, limit.hard & _U64)
+        nums = (kind, limit.soft & _U64, limit.hard & _U64)
         plan.op(C.PYC_OP_RLIMIT, f"ulimits {limit.type}", nums=nums)
     plan.op(C.PYC_OP_UMASK, "umask", nums=(user.umask,))
     if launch.park:

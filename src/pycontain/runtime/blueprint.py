@@ -88,7 +88,7 @@ def _fields(kind: type) -> tuple[tuple[str, Any, type | None], ...]:
 
 def _plain(value: Any) -> Any:
     found: dict[str, Any] = {}
-    for name, default, nested in _fields(type(value)):
+    for name, default, nested in _fields(type(value)):  # type: ignore[arg-type]
         item = getattr(value, name)
         if item is default or item == default:
             continue

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import signal as signals
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,7 @@ class Container:
         stdin: Any = None,
         stdout: Any = None,
         stderr: Any = None,
+        prepare: Callable[[], None] | None = None,
         exists: bool = False,
     ) -> None:
         self.host = host
@@ -66,6 +67,7 @@ class Container:
         self._streams: Streams | None = None
         self._cgroup: Cgroup | None = None
         self._exists = exists
+        self._prepare = prepare
         self._run = Run(host.launcher, blueprint.id, self.state_dir)
 
     def __repr__(self) -> str:
@@ -127,7 +129,7 @@ class Container:
 
     def _is_frozen(self) -> bool:
         with suppress(NotFound, OSError):
-            return self.open_cgroup().frozen
+            return bool(self.open_cgroup().frozen)
         return False
 
     @property
@@ -153,8 +155,14 @@ class Container:
         Raises: AlreadyExists: the name is taken.
         """
         if not self._exists:
-            self.host.states.create(self.id, self.name, blueprints.encode(self.blueprint))
+            self.host.states.create(self.id, self.name, blueprints.dumps(self.blueprint))
             self._exists = True
+            try:
+                if self._prepare is not None:
+                    self._prepare()
+            except BaseException:
+                self.remove()
+                raise
         return self
 
     def start(self, *, quiet: bool = False) -> Container:
@@ -176,7 +184,7 @@ class Container:
             elif not self.blueprint.spec.process.terminal:
                 self._streams = Streams(*self._stdio)
                 stdio = self._streams.child
-            link, self._cgroup = launch.spawn(
+            started, self._cgroup = launch.spawn(
                 self.host,
                 self.blueprint,
                 state_dir=state_dir,
@@ -184,7 +192,7 @@ class Container:
                 stdio=stdio,
                 quiet=quiet,
             )
-            self._run = Run(self.host.launcher, self.id, state_dir, link)
+            self._run = Run(self.host.launcher, self.id, state_dir, started)
             if not quiet:
                 self._run.await_start()
         except BaseException:
@@ -396,7 +404,7 @@ class Container:
             until=until,
             tail=tail,
             follow=follow,
-            ended=lambda: self.poll() is not None,
+            state_dir=self.state_dir,
         )
 
     def attach(self) -> Any:

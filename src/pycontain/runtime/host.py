@@ -6,6 +6,7 @@ No mutable state but caches; any number of threads and programs use the same roo
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -45,9 +46,20 @@ def default_data_root() -> str:
 
 
 class Host:
-    """The state root, the data root, and the ways to the monitor and to the cgroups."""
+    """The state root, the data root, and the ways to the monitor and to the cgroups.
 
-    def __init__(self, state_root: str | None = None, data_root: str | None = None) -> None:
+    `remove_tree` deletes a container's hostile files; the image room knows how, and it is handed
+    in because this room does not know that one.
+    """
+
+    def __init__(
+        self,
+        state_root: str | None = None,
+        data_root: str | None = None,
+        *,
+        remove_tree: Callable[[str], None],
+    ) -> None:
+        self._remove_tree = remove_tree
         self.state_root = os.path.abspath(state_root or default_state_root())
         self.data_root = os.path.abspath(data_root or default_data_root())
         self.launcher = Launcher(self.state_root)
@@ -74,7 +86,7 @@ class Host:
         """Nothing of the container is left on disk; its files are hostile and may be deep."""
         path = self.data_dir(container_id)
         if os.path.lexists(path):
-            remove_tree(path)
+            self._remove_tree(path)
 
     def data_ids(self) -> list[str]:
         """The containers that have something on disk."""

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import NamedTuple
 
 from pycontain import _native
 from pycontain._native import C
@@ -33,10 +34,18 @@ from pycontain.runtime.blueprint import Blueprint
 from pycontain.runtime.host import Host
 from pycontain.runtime.launcher import Link
 
-__all__ = ["Stdio", "failure", "open_rootfs", "prepare", "spawn", "spawn_exec"]
+__all__ = ["Started", "Stdio", "failure", "open_rootfs", "prepare", "spawn", "spawn_exec"]
 
 Stdio = tuple[int, int, int] | None
 _EXEC_FORMAT, _NOT_FOUND, _IS_DIRECTORY, _DENIED = 8, 2, 21, 13
+
+
+class Started(NamedTuple):
+    """A process on its way: the connection about it, and what its plan's refusals mean."""
+
+    link: Link
+    origins: Sequence[str]
+    command: str
 
 
 def open_rootfs(blueprint: Blueprint) -> int:
@@ -142,10 +151,11 @@ def _bind_devices(spec: Spec, stack: ExitStack) -> dict[str, int]:
 
 def spawn(
     host: Host, blueprint: Blueprint, *, state_dir: str, log_path: str, stdio: Stdio, quiet: bool
-) -> tuple[Link, Cgroup]:
+) -> tuple[Started, Cgroup]:
     """Start the container's process; returns once it is on its way (`quiet`) or has executed.
 
-    The caller owns the link and the cgroup object. Without `quiet` the reply is still to be read.
+    The caller owns the link and the cgroup object; closing the link of a container that does not
+    survive kills it. Without `quiet` the reply is still to be read.
     Raises: whatever was refused before the monitor took over; nothing is left behind then.
     """
     with ExitStack() as stack, ExitStack() as undo:
@@ -173,10 +183,8 @@ def spawn(
             exit_ops=cgroup.exit_ops(),
         )
         link = host.launcher.spawn(record + plan.encode(), plan.fds)
-        link.origins = plan.origins
-        link.command = spec.process.args[0] if spec.process.args else ""
         undo.pop_all()
-    return link, cgroup
+    return Started(link, plan.origins, spec.process.args[0]), cgroup
 
 
 def make_cgroup(host: Host, name: str, resources: Resources) -> Cgroup:
@@ -196,7 +204,7 @@ def spawn_exec(
     timeout_usec: int,
     survive: bool,
     state_dir: str,
-) -> Link:
+) -> Started:
     """Start one more process in a running container, in its own cgroup `cgroup`.
 
     A `state_dir` makes the exec survive the monitor (its exit is recorded there).
@@ -224,9 +232,7 @@ def spawn_exec(
         exit_ops=cgroup.exit_ops(),
     )
     link = host.launcher.spawn(record + plan.encode(), plan.fds)
-    link.origins = plan.origins
-    link.command = process.args[0] if process.args else ""
-    return link
+    return Started(link, plan.origins, process.args[0])
 
 
 # What the kernel was asked to do by an op, for messages.
@@ -252,7 +258,9 @@ _HINTS = {
 }
 
 
-def failure(reply: _native.NativeReply, origins: Sequence[str], command: str) -> PycontainError:
+def failure(
+    reply: _native.NativeReply, origins: Sequence[str] = (), command: str = "the command"
+) -> PycontainError:
     """Return the error that a FAILED reply means; the message names the spec field."""
     if reply.stage == C.PYC_STAGE_OP:
         name = OP_NAMES.get(reply.opcode, "?")

@@ -165,13 +165,13 @@ class Exec:
         streams = None
         try:
             streams = None if tty else Streams(stdin, stdout, stderr)
-            link = launch.spawn_exec(
+            started = launch.spawn_exec(
                 container.host, container.blueprint, process, exec_id=exec_id, pidfd=pidfd,
                 cgroup=cgroup, stdio=streams.child if streams else None, survive=detach,
                 timeout_usec=0 if timeout is None else parse_duration(timeout, field="timeout"),
                 state_dir=state_dir,
             )  # fmt: skip
-            run = Run(container.host.launcher, f"{container.id}/{exec_id}", state_dir, link)
+            run = Run(container.host.launcher, f"{container.id}/{exec_id}", state_dir, started)
             run.await_start()
         except BaseException:
             if streams is not None:

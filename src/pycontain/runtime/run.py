@@ -15,11 +15,12 @@ from pycontain import _native
 from pycontain._native import C
 from pycontain.errors import NotFound, TimeoutExpired, WrongState
 from pycontain.runtime import launch
-from pycontain.runtime.launcher import Launcher, Link
+from pycontain.runtime.liveness import is_alive
+from pycontain.runtime.launcher import Launcher, Link, MonitorLost
 from pycontain.runtime.outcome import exit_record
 from pycontain.usage import ExitRecord
 
-__all__ = ["Run", "start_ticks"]
+__all__ = ["Run"]
 
 
 class Run:
@@ -30,12 +31,17 @@ class Run:
     """
 
     def __init__(
-        self, launcher: Launcher, run_id: str, state_dir: str, link: Link | None = None
+        self,
+        launcher: Launcher,
+        run_id: str,
+        state_dir: str,
+        started: launch.Started | None = None,
     ) -> None:
         self._launcher = launcher
         self.id = run_id
         self.state_dir = state_dir
-        self._link = link
+        self._started = started
+        self._link: Link | None = started.link if started else None
         self._exit: ExitRecord | None = None
         self._pidfd = -1
 
@@ -49,9 +55,14 @@ class Run:
         if isinstance(reply, _native.NativeExit):
             self._finish(reply)
         elif reply.kind == C.PYC_REP_FAILED:
-            raise launch.failure(reply, self._link.origins, self._link.command)
+            raise self._failure(reply)
         else:
             self._pidfd = self._link.take_pidfd()
+
+    def _failure(self, reply: _native.NativeReply) -> Exception:
+        if self._started is None:
+            return launch.failure(reply)
+        return launch.failure(reply, self._started.origins, self._started.command)
 
     def live(self) -> _native.NativeLive | None:
         """The monitor's record while it lives; None if there is none."""
@@ -76,27 +87,27 @@ class Run:
         Raises: TimeoutExpired: it runs on.  WrongState: it does not run and left no record.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        while self._exit is None:
+        while True:
+            if self._exit is not None:
+                return self._exit
             if self._link is None and self._read_exit_file():
-                break
+                continue
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
                 reply = self._connection().read_reply(left)
             except NotFound:  # not alive there: it ended just now, or it never ran
                 self._drop_link()
                 if not self._read_exit_file():
-                    raise WrongState(f"{self.id} is not running") from None
-                break
-            except ConnectionError:  # the monitor was restarted; it knows all its runs again
+                    raise WrongState(f"{self.id[:12]} is not running") from None
+                continue
+            except MonitorLost:  # it was restarted, and knows all its runs again
                 self._drop_link()
                 continue
             if isinstance(reply, _native.NativeExit):
                 self._finish(reply)
             elif reply.kind == C.PYC_REP_FAILED:
-                error = launch.failure(reply, self._link.origins, self._link.command)  # type: ignore[union-attr]
                 self._drop_link()
-                raise error
-        return self._exit
+                raise self._failure(reply)
 
     def poll(self) -> ExitRecord | None:
         """Return how it ended, or None if it has not; never waits."""
@@ -139,7 +150,7 @@ class Run:
                 fd = os.pidfd_open(live.pid)
             except ProcessLookupError:
                 fd = -1
-            if fd >= 0 and start_ticks(live.pid) == live.pid_start_ticks:
+            if fd >= 0 and is_alive(live.pid, live.pid_start_ticks):
                 self._pidfd = fd
                 return fd
             if fd >= 0:
@@ -162,12 +173,3 @@ class Run:
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
-
-
-def start_ticks(pid: int) -> int:
-    """Field 22 of /proc/PID/stat (proc_pid_stat(5)); the name before it may hold anything."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[19])
-    except (OSError, IndexError, ValueError):
-        return -1
