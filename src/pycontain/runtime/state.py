@@ -80,6 +80,7 @@ class StateStore:
 
     def close(self) -> None:
         """The descriptors are closed; the store can't be used any more. Idempotent."""
+        self._dir_fd = self._names_fd = -1  # a closed number soon means another file
         while self._fds:
             os.close(self._fds.pop())
 
