@@ -16,6 +16,11 @@ MUST_RUN = os.environ.get("PYCONTAIN_MUST_RUN") == "1"
 PRIVILEGED = Path(__file__).parent / "privileged"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--update-golden` writes the golden files anew instead of comparing with them."""
+    parser.addoption("--update-golden", action="store_true")
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """Turn a skip into a failure where everything must run."""
