@@ -37,7 +37,7 @@
 
 #define MNT_DETACH 2
 #define MAX_INSTRUCTIONS 4096
-#define KEPT_CAPABILITIES 0x000405fbULL /* podman's eleven */
+#define KEPT_CAPABILITIES 0x800405fbULL /* podman's eleven */
 
 extern long syscall(long number, ...);
 int setns(int fd, int flags);
