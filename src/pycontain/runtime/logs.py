@@ -8,7 +8,7 @@ P for a piece of a line that goes on in the stream's next record. `log` is rotat
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
 from functools import lru_cache
 from typing import NamedTuple
@@ -88,7 +88,7 @@ def _records(
     state_dir: str | None,
     stop_fd: int,
     last_nsec: int | None,
-) -> Iterator[LogLine]:
+) -> Generator[LogLine, None, None]:
     """All records from where `tail` says; owns the descriptors of the files meanwhile."""
     with ExitStack() as stack:
         # Watched before the first look, so that no change falls in between.
