@@ -35,7 +35,11 @@ def engine() -> FakeEngine:
 
 
 @pytest.fixture
-def cli(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> Cli:
+def cli(
+    engine: FakeEngine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Cli:
+    monkeypatch.delenv("PYCONTAIN_DEBUG", raising=False)
+
     def run(*words: str) -> Ran:
         code = app.run(words, open_engine=engine.open)
         return Ran(code, *capsys.readouterr())

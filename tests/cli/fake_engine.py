@@ -10,7 +10,13 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from pycontain.errors import ContainerNotFound, ImageNotFound, PycontainError, WrongState
+from pycontain.errors import (
+    AlreadyExists,
+    ContainerNotFound,
+    ImageNotFound,
+    PycontainError,
+    WrongState,
+)
 from pycontain.usage import ExitRecord, Usage
 
 USAGE = Usage(
@@ -40,6 +46,13 @@ def ended(exit_code: int | None = 0, signal: int | None = None, **changes: Any) 
     return ExitRecord(**values | changes)
 
 
+@dataclass(frozen=True)
+class Blueprint:
+    """The one field of `runtime.blueprint.Blueprint` that the command line sets."""
+
+    auto_remove: bool = False
+
+
 class FakeContainer:
     """A container whose end is decided beforehand; `calls` has what was done to it."""
 
@@ -52,6 +65,8 @@ class FakeContainer:
         self.labels = dict(values.get("labels", {}))
         self.created_at = values.get("created_at", 1000.0)
         self.started_at = values.get("started_at")
+        self.log = values.get("log", True)
+        self.blueprint = Blueprint(auto_remove=values.get("auto_remove", False))
         self.status = values.get("status", "running")
         self.exit = values.get("exit")
         self.tty = values.get("tty", False)
@@ -63,8 +78,15 @@ class FakeContainer:
     def short_id(self) -> str:
         return self.id[:12]
 
+    def live(self) -> Any:
+        if self.started_at is None:
+            return None
+        return SimpleNamespace(started_usec=self.started_at * 1_000_000)
+
     def create(self) -> None:
         self._note("create")
+        if any(other.name == self.name for other in self.engine.containers):
+            raise AlreadyExists(f"the name {self.name!r} is taken")
         self.engine.containers.append(self)
         self.status = "created"
 
@@ -126,7 +148,13 @@ class FakeContainer:
     def top(self) -> list[Any]:
         return [
             SimpleNamespace(
-                pid=7, ppid=1, user="root", command="sleep 9", cpu_usec=61_000_000, rss_bytes=2048
+                pid=7,
+                ppid=1,
+                uid=0,
+                command="sleep",
+                args=("sleep", "9"),
+                cpu_usec=61_000_000,
+                rss_bytes=2048,
             )
         ]
 
@@ -140,7 +168,8 @@ class FakeContainer:
             "Name": self.name,
             "State": {"Status": self.status, "Pid": 42},
             "Config": {"Tty": self.tty, "Labels": self.labels},
-            "HostConfig": {"Memory": 16 << 20},
+            "HostConfig": {"Resources": {"memory_max_bytes": 16 << 20}},
+            "LogPath": "/log" if self.log else "",
         }
 
     def popen(self, args: list[str], **options: Any) -> FakeContainer:
@@ -160,6 +189,41 @@ class FakeContainer:
         self.engine.calls.append((self.name, *call))
 
 
+class FakeImages:
+    """A store with one image of two names, and one without."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    def ls(self) -> list[Any]:
+        return [
+            SimpleNamespace(
+                id="sha256:" + "ab" * 32,
+                names=("debian:12", "localhost:5000/deb:latest"),
+                size_bytes=124_000_000,
+                created="2026-01-31T12:00:00Z",
+            ),
+            SimpleNamespace(id="sha256:" + "cd" * 32, names=(), size_bytes=None, created=""),
+        ]
+
+    def inspect(self, argument: str) -> dict[str, Any]:
+        if not argument.startswith("debian"):
+            raise ImageNotFound(f"no image {argument!r}")
+        return {"id": "sha256:" + "ab" * 32, "names": ["debian:12"]}
+
+    def remove(self, argument: str, force: bool = False) -> None:
+        self.inspect(argument)
+        self.calls.append(("remove", argument, force))
+
+    def import_archive(self, path: str, name: str | None = None, *, ref: str = "") -> Any:
+        self.calls.append(("import_archive", path, name, ref))
+        return SimpleNamespace(id="sha256:" + "ab" * 32)
+
+    def import_rootfs_tar(self, path: str, name: str | None = None) -> Any:
+        self.calls.append(("import_rootfs_tar", path, name))
+        return SimpleNamespace(id="sha256:" + "ab" * 32)
+
+
 @dataclass
 class FakeEngine:
     """Knows the image `debian:12` and whatever containers a test puts into it."""
@@ -173,6 +237,7 @@ class FakeEngine:
     ends_on_signal: bool = False
     log_lines: list[Any] = field(default_factory=list)
     roots: dict[str, Any] = field(default_factory=dict)
+    images: FakeImages = field(default_factory=lambda: FakeImages())
 
     def open(self, **roots: Any) -> FakeEngine:
         self.roots = roots
@@ -201,8 +266,12 @@ class FakeEngine:
     def plan(self, image: str, command: Any = None, options: Any = None) -> str:
         return f"plan of {image} {command}"
 
-    def prune(self) -> Any:
-        return SimpleNamespace(containers=("old",), freed_bytes=7_830_000)
+    def prune(self, *, exited: bool = True) -> Any:
+        if exited:
+            return SimpleNamespace(containers=("old",), leftovers=(), freed_bytes=7_830_000)
+        ended = [one for one in self.containers if one.blueprint.auto_remove]
+        self.containers = [one for one in self.containers if one not in ended]
+        return SimpleNamespace(containers=tuple(one.id for one in ended))
 
     def info(self) -> dict[str, Any]:
         return {"kernel": "6.1", "cgroups": {"memory": "v1: /sys/fs/cgroup/memory"}, "root": True}

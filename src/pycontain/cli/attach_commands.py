@@ -47,9 +47,10 @@ def relay(
 
     options = {} if detach_keys is None else {"detach_keys": detach_keys}
     with sock:
-        return console.relay(
+        left: bool = console.relay(
             sock, stdin_fd=0 if interactive else -1, stdout_fd=1, on_resize=on_resize, **options
         )
+        return left
 
 
 def attach_to(
@@ -95,11 +96,17 @@ def _follow(container: Container, since: float | None, sig_proxy: bool) -> None:
 def _print_lines(lines: Iterable[LogLine], *, timestamps: bool = False) -> None:
     """Write each line to the stream that the container wrote it to, bytes as they are."""
     streams = {"stdout": sys.stdout.buffer, "stderr": sys.stderr.buffer}
+    unfinished: set[str] = set()
     for line in lines:
         stream = streams[line.stream]
-        if timestamps:
+        if timestamps and line.stream not in unfinished:
             stream.write(line.timestamp.encode() + b" ")
         stream.write(line.data)
+        if line.partial:
+            unfinished.add(line.stream)
+        else:
+            unfinished.discard(line.stream)
+            stream.write(b"\n")
         stream.flush()
 
 

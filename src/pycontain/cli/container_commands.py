@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from pycontain.cli.arguments import Arguments, Command, Option, UsageError
@@ -11,10 +12,11 @@ from pycontain.cli.errors import EXIT_FAILED, describe, exit_code_of_end
 from pycontain.cli.for_each import for_each
 from pycontain.cli.format import FORMAT, Template, to_json
 from pycontain.cli.run_options import unsigned
-from pycontain.errors import ContainerNotFound, NotFound
+from pycontain.errors import ContainerNotFound, InvalidInput, NotFound, WrongState
 
 if TYPE_CHECKING:
     from pycontain.cli.app import Context
+    from pycontain.engine import Engine
     from pycontain.runtime.container import Container
 
 __all__ = ["COMMANDS", "signal_number"]
@@ -96,7 +98,28 @@ def _unpause(arguments: Arguments, context: Context) -> int:
 def _remove(arguments: Arguments, context: Context) -> int:
     """Remove containers; with -f also those that run."""
     force = arguments.force
+    engine = context.engine()
+    if force:
+        for reference in arguments.operands:
+            with suppress(ContainerNotFound):
+                _remove_damaged(engine, reference)
     return for_each(context, arguments.operands, lambda container: container.remove(force=force))
+
+
+def _remove_damaged(engine: Engine, reference: str) -> None:
+    """Nothing is left of a container whose state can't be read; of any other, all is as before."""
+    try:
+        engine.get(reference)
+    except WrongState:
+        from pycontain.isolation.cgroups import Cgroup
+        from pycontain.runtime.container import remove_traces
+
+        container_id = engine.host.states.resolve(reference)
+        cgroup = f"{engine.host.cgroup_parent()}/{container_id}"
+        with suppress(NotFound):
+            Cgroup.open(engine.host.layout(), cgroup).kill()
+        remove_traces(engine.host, container_id, cgroup)
+        print(f"pycontain: {reference}: removed although its state was damaged", file=sys.stderr)
 
 
 def _rename(arguments: Arguments, context: Context) -> int:
@@ -176,11 +199,9 @@ def _document(engine: Any, reference: str, kind: str | None) -> dict[str, Any]:
         except ContainerNotFound:
             if kind == "container":
                 raise
-    from pycontain.cli.image_commands import image_document
-
     try:
-        return image_document(engine, reference)
-    except NotFound:
+        return dict(engine.images.inspect(reference))
+    except (NotFound, InvalidInput):
         if kind == "image":
             raise
         raise NotFound(f"no container or image {reference!r}") from None
@@ -212,7 +233,9 @@ COMMANDS = {
     "kill": _each(
         "send a signal to containers",
         _kill,
-        Option(("-s", "--signal"), f"{_SIGNAL_HELP} (KILL: all processes)", "SIGNAL", default="KILL"),
+        Option(
+            ("-s", "--signal"), f"{_SIGNAL_HELP} (KILL: all processes)", "SIGNAL", default="KILL"
+        ),
     ),
     "pause": _each("freeze all processes of containers", _pause),
     "rename": Command(

@@ -32,7 +32,7 @@ def _copy(arguments: Arguments, context: Context) -> int:
 
 
 def _split(text: str) -> tuple[str | None, str]:
-    """(container or None, path); as in docker, what begins with a point or a slash is the host's."""
+    """(container or None, path); as in docker, what begins with "." or "/" is the host's."""
     container, colon, path = text.partition(":")
     if not colon or not container or text[0] in "./" or "/" in container:
         return None, text

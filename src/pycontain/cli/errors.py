@@ -55,11 +55,15 @@ _OPTION_OF_FIELD = {
     "volumes": "--volume",
 }
 _SAME_NAME = frozenset(
-    "cap_add cap_drop cgroup_conf cgroup_parent cgroupns cpus cpu_weight cpuset_cpus cpuset_mems "
-    "domainname entrypoint env env_file group_add hostname init io_max io_weight ipc memory "
-    "memory_reservation memory_swap name network oom_score_adj pid read_only rootfs shm_size "
-    "stop_signal stop_timeout timeout tmpfs umask user userns uts".split()
-)
+    (
+        "cap_add", "cap_drop", "cgroup_conf", "cgroup_parent", "cgroupns", "cpus", "cpu_weight",
+        "cpuset_cpus", "cpuset_mems", "domainname", "entrypoint", "env", "env_file", "group_add",
+        "hostname", "init", "io_max", "io_weight", "ipc", "memory", "memory_reservation",
+        "memory_swap", "name", "network", "oom_score_adj", "pid", "read_only", "rootfs",
+        "shm_size", "stop_signal", "stop_timeout", "timeout", "tmpfs", "umask", "user", "userns",
+        "uts",
+    )
+)  # fmt: skip
 
 
 def exit_code_of(error: BaseException) -> int:

@@ -34,7 +34,7 @@ def _exec(arguments: Arguments, context: Context) -> int:
         return 0
     if arguments.tty:
         process = container.popen(command, tty=True, **options)
-        sock = process.attach_socket()
+        sock = process.attach()
         if relay(sock, arguments.interactive, arguments.detach_keys, process.resize):
             return 0
         record = process.wait()

@@ -1,9 +1,9 @@
-"""`--format`: json, table, or a template with the part of Go's text/template that docker users type.
+"""`--format`: json, table, or a template: the part of Go's text/template that docker users type.
 
-A template only reads: fields of the value (`{{.State.Pid}}`), `{{json .}}`, `{{index .Labels "a"}}`,
-`{{upper .}}`, `{{lower .}}`, `{{title .}}`, `{{len .}}`, `{{join .Args " "}}`, `{{println .}}`, pipes,
-`{{range .}}...{{end}}`, `{{if .}}...{{else}}...{{end}}`. Nothing is evaluated as Python, and no
-attribute is reached: values are dicts, lists and scalars only.
+A template only reads: fields of the value (`{{.State.Pid}}`), `{{json .}}`,
+`{{index .Labels "a"}}`, `{{upper .}}`, `{{lower .}}`, `{{title .}}`, `{{len .}}`, `{{join .Args " "}}`, `{{println .}}`,
+pipes, `{{range .}}...{{end}}`, `{{if .}}...{{else}}...{{end}}`. Nothing is evaluated as Python, and
+no attribute is reached: values are dicts, lists and scalars only.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Template:
         return "".join(_render(node, value, value) for node in self._nodes)
 
     def _block(self, position: int) -> tuple[list[tuple[Any, ...]], int]:
-        """The nodes from `position` up to the `end` or `else` that closes them, and its position."""
+        """The nodes from `position` up to the closing `end` or `else`, and its position."""
         nodes: list[tuple[Any, ...]] = []
         while position < len(self._parts):
             kind, text = self._parts[position]
@@ -137,7 +137,7 @@ class Template:
 
 
 def _split(text: str) -> list[tuple[str, str]]:
-    """The template's text and actions in order; `{{-` and `-}}` trim the white space beside them."""
+    """The text and actions in order; `{{-` and `-}}` trim the white space beside them."""
     parts: list[tuple[str, str]] = []
     trim = False
     while text:
@@ -168,7 +168,7 @@ def _words(text: str) -> list[str]:
         char = text[position]
         if char.isspace():
             position += 1
-        elif char in "\"`":
+        elif char in '"`':
             end = text.find(char, position + 1)
             if end < 0:
                 raise _bad(f"{text!r}: a quote is not closed")
@@ -218,7 +218,7 @@ def _render(node: tuple[Any, ...], value: Any, root: Any) -> str:
 
 
 def _pipe(words: list[str], value: Any, root: Any) -> Any:
-    """The value of `command | command ...`; takes its words, up to a closing bracket, off `words`."""
+    """The value of `command | command ...`; takes the words up to its end off `words`."""
     results: list[Any] = []
     operands: list[Any] = []
     function: Callable[..., Any] | None = None

@@ -94,7 +94,10 @@ def whole_parser() -> argparse.ArgumentParser:
                 made = verbs.add_parser(group, help=f"verbs about {group}s")
                 groups[group] = made.add_subparsers(dest="subverb")
             parent = groups[group]
-        one = parent.add_parser(name, help=command.summary.replace("%", "%%"))
+        one = parent.add_parser(
+            name, help=command.summary.replace("%", "%%"), add_help=False
+        )
+        one.add_argument("--help", action="help", help="say more about this verb")
         _add_options(one, command.options)
         if command.complete:
             _complete(one.add_argument("operands", nargs="*"), command.complete)
@@ -120,8 +123,9 @@ def _add_options(parser: argparse.ArgumentParser, options: tuple[Option, ...]) -
 
 def _complete(action: argparse.Action, kind: str) -> None:
     """Tell shtab what to offer for `action`."""
+    words: dict[str, Any]
     if kind in ("container", "image"):
-        words = {shell: f"_pycontain_{kind}s" for shell in _PREAMBLE}
+        words = dict.fromkeys(_PREAMBLE, f"_pycontain_{kind}s")
     elif kind:
         import shtab
 
@@ -142,7 +146,7 @@ def _completion(arguments: Arguments, context: Context) -> int:
         from pycontain.cli.arguments import UsageError
 
         raise UsageError(f"{shell!r} is not one of bash, zsh", field="SHELL")
-    sys.stdout.write(shtab.complete(whole_parser(), shell=shell, preamble=_PREAMBLE) + "\n")
+    sys.stdout.write(shtab.complete(whole_parser(), shell=shell, preamble=_PREAMBLE[shell]) + "\n")
     return 0
 
 

@@ -10,7 +10,7 @@ from pycontain.cli.format import FORMAT, print_document
 from pycontain.cli.tables import size
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from pycontain.cli.app import Context
 
@@ -76,13 +76,22 @@ def _prune(arguments: Arguments, context: Context) -> int:
         answer = input("Are you sure? [y/N] ")
         if answer.strip().lower() not in ("y", "yes"):
             return 0
-    report = context.engine().prune()
-    if report.containers:
-        print("Removed containers:")
-        for name in report.containers:
-            print(name)
-    print(f"Total reclaimed space: {size(report.freed_bytes)}")
+    engine = context.engine()
+    report = engine.prune()
+    freed_bytes = report.freed_bytes
+    _print_list("Removed containers:", report.containers)
+    _print_list("Removed leftovers of a crash:", report.leftovers)
+    if arguments.images:
+        pruned = engine.images.prune()
+        freed_bytes += pruned.freed_bytes
+        _print_list("Removed images:", pruned.images)
+    print(f"Total reclaimed space: {size(freed_bytes)}")
     return 0
+
+
+def _print_list(title: str, items: Sequence[str]) -> None:
+    if items:
+        print("\n".join([title, *items]))
 
 
 _FORMAT = FORMAT._replace(flags=("-f", "--format"))
@@ -93,7 +102,10 @@ COMMANDS = {
         "remove containers that have ended, and what a crash left",
         "",
         _prune,
-        (Option(("-f", "--force"), "do not ask"),),
+        (
+            Option(("-f", "--force"), "do not ask"),
+            Option(("--images",), "also images without a name, and unused layers"),
+        ),
     ),
     "version": Command("print the versions of all parts", "", _version, (_FORMAT,)),
 }

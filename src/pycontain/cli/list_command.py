@@ -32,13 +32,13 @@ _ALIVE = ("running", "paused")
 def _ps(arguments: Arguments, context: Context) -> int:
     """Print the running containers, or all of them."""
     filters = _read_filters(arguments.filter)
-    containers = sorted(
-        context.engine().list(), key=lambda container: container.created_at, reverse=True
-    )
+    everything = context.engine().list()
+    containers = [one for one in everything if not _is_leaving(one)]
+    containers.sort(key=lambda container: container.created_at, reverse=True)
     last = 1 if arguments.latest else unsigned(arguments.last, "--last", least=-1)
     if not (arguments.all or last is not None or {"status", "exited"} & filters.keys()):
         containers = [container for container in containers if container.status in _ALIVE]
-    containers = _within(containers, filters)
+    containers = _within(containers, filters, everything)
     containers = [container for container in containers if matches(container, filters)]
     if last is not None and last >= 0:
         containers = containers[:last]
@@ -50,6 +50,11 @@ def _ps(arguments: Arguments, context: Context) -> int:
     rows = [row_of(container, now, whole=arguments.no_trunc) for container in containers]
     print_rows(rows, arguments.format, _COLUMNS)
     return 0
+
+
+def _is_leaving(container: Container) -> bool:
+    """Whether it has ended and was to be removed then (`run -d --rm`): the next sweep does it."""
+    return container.blueprint.auto_remove and container.status == "exited"
 
 
 def row_of(container: Container, now: float, *, whole: bool = False) -> dict[str, Any]:
@@ -85,7 +90,8 @@ def _status(container: Container, now: float) -> str:
 
 def started_at(container: Container) -> float:
     """When it was started, in seconds since the epoch."""
-    return container.started_at or container.created_at
+    live = container.live()
+    return container.created_at if live is None else live.started_usec / 1e6
 
 
 def _read_filters(texts: list[str]) -> dict[str, list[str]]:
@@ -100,7 +106,7 @@ def _read_filters(texts: list[str]) -> dict[str, list[str]]:
 
 
 def matches(container: Container, filters: dict[str, list[str]]) -> bool:
-    """Whether `container` has every label asked for and, of each other filter, one of its values."""
+    """Whether it has every label asked for and, of each other filter, one of the values."""
     labels = container.labels
     for text in filters.get("label", ()):
         key, equals, value = text.partition("=")
@@ -118,18 +124,20 @@ def matches(container: Container, filters: dict[str, list[str]]) -> bool:
     return all(any(map(test, filters[key])) for key, test in tests.items() if key in filters)
 
 
-def _within(containers: list[Container], filters: dict[str, list[str]]) -> list[Container]:
+def _within(
+    containers: list[Container], filters: dict[str, list[str]], everything: list[Container]
+) -> list[Container]:
     """Those made before and since the containers that these two filters name."""
     for key in ("before", "since"):
         for reference in filters.get(key, ()):
-            known = [c for c in containers if c.name == reference or c.id.startswith(reference)]
+            known = [c for c in everything if c.name == reference or c.id.startswith(reference)]
             if not known:
                 raise UsageError(f"no container {reference!r}", field=f"--filter {key}")
             limit = known[0].created_at
             containers = [
-                container
-                for container in containers
-                if (container.created_at < limit if key == "before" else container.created_at > limit)
+                one
+                for one in containers
+                if (one.created_at < limit if key == "before" else one.created_at > limit)
             ]
     return containers
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pycontain.cli.attach_commands import attach_to, relay_terminal
 from pycontain.cli.arguments import Arguments, Command, Option, UsageError
+from pycontain.cli.attach_commands import attach_to, relay_terminal
 from pycontain.cli.errors import exit_code_of_end
 from pycontain.cli.for_each import for_each
 from pycontain.cli.run_options import CREATE_OPTIONS, RUN_OPTIONS, run_options
@@ -18,9 +20,11 @@ from pycontain.cli.session import (
     say_why_it_ended,
     stdin_fd,
 )
+from pycontain.errors import AlreadyExists, WrongState
 
 if TYPE_CHECKING:
     from pycontain.cli.app import Context
+    from pycontain.engine import Engine
     from pycontain.runtime.container import Container
     from pycontain.usage import ExitRecord
 
@@ -73,8 +77,10 @@ def _make(
                 detach=detach,
                 options=options,
             )
+        if arguments.rm:
+            container.blueprint = replace(container.blueprint, auto_remove=True)
         try:
-            container.create()
+            _create_container(engine, container)
             if cidfile_fd >= 0:
                 os.write(cidfile_fd, container.id.encode())
         except BaseException:
@@ -88,6 +94,16 @@ def _make(
         if cidfile_fd >= 0:
             os.close(cidfile_fd)
     return container
+
+
+def _create_container(engine: Engine, container: Container) -> None:
+    """It exists; a name may be held by one that ended and was to be removed then."""
+    try:
+        container.create()
+    except AlreadyExists:
+        if not engine.prune(exited=False).containers:
+            raise
+        container.create()
 
 
 def _dry_run(arguments: Arguments, context: Context) -> int:
@@ -173,14 +189,31 @@ def finish(
 
 def _start(arguments: Arguments, context: Context) -> int:
     """Start containers that exist; with -a, stay with one of them until it ends."""
-    attach = arguments.attach or arguments.interactive
-    if not attach:
-        return for_each(context, arguments.operands, lambda container: container.start())
+    if not (arguments.attach or arguments.interactive):
+        return for_each(context, arguments.operands, _start_detached)
     if len(arguments.operands) != 1:
         raise UsageError("works with one container only", field="--attach")
     container = context.engine().get(arguments.operands[0])
+    if _has_our_streams(container):
+        return finish(container, _foreground(container, sig_proxy=True))
+    since = time.time()
     container.start()
-    return attach_to(container, arguments.interactive, arguments.detach_keys)
+    return attach_to(container, arguments.interactive, arguments.detach_keys, since=since)
+
+
+def _start_detached(container: Container) -> None:
+    """Start a container that can do without us."""
+    if _has_our_streams(container):
+        raise WrongState(
+            "it was made to run in the foreground", hint="start it with -a, or make it with create"
+        )
+    container.start()
+
+
+def _has_our_streams(container: Container) -> bool:
+    """Whether its output is passed through to whoever starts it, and not kept in a log."""
+    config = container.inspect()
+    return not (config["LogPath"] or config["Config"]["Tty"])
 
 
 COMMANDS = {

@@ -118,11 +118,11 @@ RUN_OPTIONS = (
 )
 
 _AS_TYPED = (
-    "memory memory_swap memory_reservation cpus cpuset_cpus cpuset_mems io_max cgroup_conf "
-    "cgroup_parent timeout shm_size user group_add entrypoint init tty interactive stop_signal "
-    "stop_timeout cap_add cap_drop tmpfs read_only hostname domainname pid ipc uts cgroupns "
-    "userns name"
-).split()
+    "memory", "memory_swap", "memory_reservation", "cpus", "cpuset_cpus", "cpuset_mems", "io_max",
+    "cgroup_conf", "cgroup_parent", "timeout", "shm_size", "user", "group_add", "entrypoint",
+    "init", "tty", "interactive", "stop_signal", "stop_timeout", "cap_add", "cap_drop", "tmpfs",
+    "read_only", "hostname", "domainname", "pid", "ipc", "uts", "cgroupns", "userns", "name",
+)  # fmt: skip
 _RENAMED = {
     "ulimit": "ulimits",
     "workdir": "cwd",
@@ -162,9 +162,7 @@ def run_options(arguments: Arguments) -> RunOptions:
     return RunOptions(**{name: value for name, value in found.items() if value not in (None, [])})
 
 
-def environment(
-    files: list[str], values: list[str], environ: Mapping[str, str]
-) -> dict[str, str]:
+def environment(files: list[str], values: list[str], environ: Mapping[str, str]) -> dict[str, str]:
     """The variables of `--env-file`s and then of `-e`s; a bare NAME is copied from `environ`."""
     found: dict[str, str] = {}
     for path in files:

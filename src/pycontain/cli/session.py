@@ -70,7 +70,7 @@ class SignalForwarder:
         self._read_fd, self._write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._old_wakeup = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
         for number in _FORWARDED:
-            self._old_handlers[number] = signal.signal(number, _kept)
+            self._old_handlers[number] = signal.signal(number, _kept)  # noqa: TID251  (ours)
         return self
 
     def __exit__(
@@ -80,7 +80,7 @@ class SignalForwarder:
         traceback: TracebackType | None,
     ) -> None:
         for number, handler in self._old_handlers.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]  # as signal() returned it
+            signal.signal(number, handler)  # type: ignore[arg-type]  # noqa: TID251
         signal.set_wakeup_fd(self._old_wakeup)
         os.close(self._read_fd)
         os.close(self._write_fd)

@@ -91,7 +91,8 @@ class Sampler:
     def _limit_bytes(self, container: Container) -> int | None:
         """Its memory limit, or the host's memory without one; read once."""
         if container.id not in self._limits:
-            limit = int(container.inspect()["HostConfig"].get("Memory") or 0)
+            resources = container.inspect()["HostConfig"]["Resources"]
+            limit = int(resources.get("memory_max_bytes") or 0)
             self._limits[container.id] = limit if limit > 0 else self._host_memory_bytes
         return self._limits[container.id] or None
 
@@ -176,16 +177,26 @@ def _top(arguments: Arguments, context: Context) -> int:
         seconds = process.cpu_usec // 1_000_000
         rows.append(
             {
-                "User": process.user,
+                "User": _user_name(process.uid),
                 "PID": process.pid,
                 "PPID": process.ppid,
                 "RSS": format_bytes(process.rss_bytes),
                 "Time": f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}",
-                "Command": process.command,
+                "Command": " ".join(process.args) or f"[{process.command}]",
             }
         )
     print_rows(rows, arguments.format, _TOP_COLUMNS)
     return 0
+
+
+def _user_name(uid: int) -> str:
+    """The host's name for a uid; what a container's user is called there, only it knows."""
+    from pwd import getpwuid
+
+    try:
+        return getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 COMMANDS = {

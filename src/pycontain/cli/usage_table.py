@@ -57,7 +57,9 @@ def _cpu(usage: Usage) -> str:
     text = _seconds(usage.cpu_usec)
     if usage.cpu_user_usec is None or usage.cpu_system_usec is None:
         return text
-    return f"{text} (user {_seconds(usage.cpu_user_usec)}, system {_seconds(usage.cpu_system_usec)})"
+    return (
+        f"{text} (user {_seconds(usage.cpu_user_usec)}, system {_seconds(usage.cpu_system_usec)})"
+    )
 
 
 def _throttled(usage: Usage) -> str:
