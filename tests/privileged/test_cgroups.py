@@ -26,6 +26,11 @@ from pycontain.isolation.cgroups import (
     remove_parent,
 )
 from pycontain.isolation.cgroups_devices import forget_programs
+from pycontain.isolation.cgroups_systemd import (
+    booted_with_systemd,
+    scope_name,
+    systemd_scope,
+)
 from pycontain.oci import DeviceRule, IoLimit, Resources
 
 MIB = 1 << 20
@@ -537,3 +542,29 @@ def test_exit_ops_name_what_exists(make: Callable[..., Cgroup], layout: Layout) 
         (code for code, _, _ in ops),
         key=[C.PYC_EXIT_READ, C.PYC_EXIT_WRITE, C.PYC_EXIT_RMDIR].index,
     )
+
+
+def test_systemd_hands_out_a_scope(layout: Layout, program: str) -> None:
+    """On a systemd host the containers' parent is a delegated scope; a second call finds it."""
+    if not booted_with_systemd():
+        pytest.skip("needs systemd")
+    root = f"/run/pycontain-test-{os.getpid()}"
+    stand_in = subprocess.Popen(["sleep", "1000"])  # for the monitor
+    try:
+        parent = systemd_scope(layout, [stand_in.pid], state_root=root)
+        assert parent.endswith(scope_name(root))
+        own = Path(f"/proc/{stand_in.pid}/cgroup").read_text().strip().splitlines()
+        assert f"0::/{parent}/monitor" in own
+        cgroup = Cgroup.create(layout, f"{parent}/c1", Resources(pids_max=7))
+        inside = Inside(program, cgroup, "wait")
+        assert inside.line() == "ready"
+        assert cgroup.pids() == [inside.process.pid]
+        assert systemd_scope(layout, [stand_in.pid], state_root=root) == parent
+        cgroup.kill()
+        inside.end()
+        cgroup.remove()
+        remove_parent(layout, parent)
+        assert os.path.isdir(f"{layout.v2_root}/{parent}")
+    finally:
+        stand_in.kill()
+        stand_in.wait()

@@ -294,6 +294,11 @@ class Cgroup:
         """All processes in it run again; raises as `freeze`."""
         self._set_frozen(False, timeout_sec)
 
+    @property
+    def frozen(self) -> bool:
+        """Its processes stand still, or are about to."""
+        return v2.is_frozen(self._v2) if self._v2 else v1.is_frozen(self._freezer("tell"))
+
     def _set_frozen(self, frozen: bool, timeout_sec: float) -> None:
         with self._told("freeze" if frozen else "thaw"):
             if self._v2:
@@ -303,8 +308,7 @@ class Cgroup:
 
     @contextlib.contextmanager
     def _standing_still(self) -> Iterator[None]:
-        frozen = v2.is_frozen(self._v2) if self._v2 else v1.is_frozen(self._freezer("freeze"))
-        if frozen:
+        if self.frozen:
             yield
             return
         self.freeze()

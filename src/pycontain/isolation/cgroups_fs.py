@@ -126,8 +126,18 @@ def children(layout: Layout, parent: str) -> list[str]:
     return sorted(found)
 
 
+def is_unit(name: str) -> bool:
+    """A cgroup of this name is systemd's to make and to remove."""
+    return name.endswith((".slice", ".scope", ".service"))
+
+
 def remove_parent(layout: Layout, parent: str) -> None:
-    """The directories of `parent` are gone where nothing was below them; others stay."""
+    """The directories of `parent` are gone where nothing was below them; others stay.
+
+    A systemd unit stays as well: it ends by itself when its last process has ended.
+    """
+    if is_unit(parent):
+        return
     roots = [layout.v2_root] if layout.v2_root else []
     roots += [mount_point for _, mount_point in layout.v1]
     for root in dict.fromkeys(roots):

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 
 from pycontain.errors import KernelError, TimeoutExpired, Unsupported
 from pycontain.isolation import cgroups_fs as fs
+from pycontain.isolation.cgroups_fs import is_unit
 from pycontain.isolation.cgroups_limits import Setting, blkio_from_io_weight, parse_cpuset
 
 # Handed to every container for accounting and OOM facts, where the host has them on v2. The rest
@@ -51,15 +52,28 @@ def make(root: str, name: str, needed: frozenset[str]) -> str:
 
 
 def prepare_parent(root: str, parent: str, needed: frozenset[str]) -> None:
-    """Every cgroup from `root` down to `parent` exists and hands down the `needed` controllers."""
-    directory = root
+    """Every cgroup down to `parent` exists and hands down the `needed` controllers.
+
+    Directories above a systemd unit are systemd's: they are neither made nor changed.
+    """
+    parts = parent.split("/") if parent else []
+    owned = _systemd_depth(root, parts)
+    directory = "/".join([root, *parts[:owned]])
     _hand_down(directory, needed)
-    for part in parent.split("/") if parent else ():
+    for part in parts[owned:]:
         directory = f"{directory}/{part}"
         with contextlib.suppress(FileExistsError):
             os.mkdir(directory, 0o755)
         _hand_down(directory, needed)
-    _prepared[directory] = needed | _handed_down(directory)
+    _prepared[directory] = _handed_down(directory)
+
+
+def _systemd_depth(root: str, parts: list[str]) -> int:
+    """How many of `parts` lead to the last systemd unit among them that exists."""
+    for depth in range(len(parts), 0, -1):
+        if is_unit(parts[depth - 1]) and os.path.isdir("/".join([root, *parts[:depth]])):
+            return depth
+    return 0
 
 
 def _handed_down(directory: str) -> frozenset[str]:
