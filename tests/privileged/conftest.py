@@ -182,13 +182,13 @@ def stop_monitor(root: Path) -> list[str]:
     A monitor that still has a container is a leak: it and the container are killed then, so that
     one bad test does not spoil the next.
     """
-    from pycontain import _native
-
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
         try:
             client.connect(str(root / "monitor.sock"))
         except OSError:
             return []  # no monitor was started, or it has left
+        from pycontain import _native
+
         client.settimeout(SHUTDOWN_TIMEOUT_MSEC / 1000)
         monitors = [os.pidfd_open(pid) for pid in _monitor_pids(client)]
         client.send(_native.encode_request(_native.C.PYC_REQ_SHUTDOWN))
