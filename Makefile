@@ -59,8 +59,8 @@ lint-c:
 test-unit: venv
 	$(VENV)/bin/pytest -q tests --ignore=tests/privileged
 
-asan:
-	$(PY) $(NATIVE)/build.py asan
+asan: venv
+	$(PY) tests/fuzz/asan.py 200000
 
 # ---- clean ------------------------------------------------------------------------------
 .PHONY: clean
