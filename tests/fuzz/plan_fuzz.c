@@ -71,11 +71,22 @@ static size_t mutate(unsigned char *blob, size_t size, size_t plan_at) {
 
 static volatile size_t sink;
 
-static void use_string(const char *arena, uint32_t offset) { sink += strlen(arena + offset); }
+static const char *scratch, *scratch_end; /* what the child will write over */
+
+static void use(const char *data, size_t bytes) {
+    if (data < scratch_end && data + bytes > scratch)
+        abort();
+    sink += bytes;
+}
+
+static void use_string(const char *arena, uint32_t offset) {
+    use(arena + offset, strlen(arena + offset) + 1);
+}
 
 static char **use_block(char **array, char *block, uint64_t count) {
     for (uint64_t i = 0; i < count; i++) {
         array[i] = block;
+        use(block, strlen(block) + 1);
         block += strlen(block) + 1;
     }
     array[count] = NULL;
@@ -83,6 +94,7 @@ static char **use_block(char **array, char *block, uint64_t count) {
 }
 
 static void use_bytes(const char *data, uint64_t bytes) {
+    use(data, bytes);
     for (uint64_t i = 0; i < bytes; i++)
         sink += (unsigned char)data[i];
 }
@@ -108,8 +120,11 @@ static void use_plan(char *plan_bytes, uint32_t fds) {
     struct pyc_plan *plan = (struct pyc_plan *)(void *)plan_bytes;
     char *arena = plan_bytes + plan->arena_offset;
     struct pyc_op *ops = (struct pyc_op *)(void *)(plan_bytes + plan->op_offset);
+    const struct pyc_op *exec = &ops[plan->op_count - 1];
     int table[PYC_MAX_SLOTS];
 
+    scratch = arena + exec->str[3];
+    scratch_end = scratch + 8 * (exec->num[0] + exec->num[1] + 2);
     memset(table, -1, sizeof table);
     for (uint32_t i = 0; i < fds; i++)
         table[i] = (int)i;
@@ -146,6 +161,7 @@ static void use_record(const char *blob) {
     const char *arena = blob + r->arena_offset;
     const struct pyc_exit_op *ops = (const void *)(blob + r->exit_op_offset);
 
+    scratch = scratch_end = NULL;
     if (strlen(arena + r->id) >= PYC_ID_BYTES || strstr(arena + r->state_dir, "/../"))
         abort();
     use_string(arena, r->log_path);
