@@ -71,7 +71,8 @@ clean:
 # What the tests use besides what the venv needs: peers, image tools, QEMU, a cross compiler.
 TEST_PACKAGES := crun runc bubblewrap podman skopeo umoci buildah mmdebstrap qemu-system-x86 \
 	e2fsprogs strace stress-ng gcc-aarch64-linux-gnu libc6-dev-arm64-cross tmux iproute2 \
-	nftables procps uidmap kmod xz-utils zstd libcap2-bin ca-certificates
+	nftables procps uidmap kmod xz-utils zstd libcap2-bin ca-certificates git nodejs \
+	busybox-static
 PYTEST := $(VENV)/bin/python -m pytest -q
 RUN := $(VENV)/bin/pycontain run
 

@@ -5,7 +5,8 @@ and fails if it leaves anything behind: see leaks.py. With PYCONTAIN_MUST_RUN=1 
 failure, and the machine is looked at too, not only what the test owns; without it other programs
 may use pycontain on the same machine meanwhile.
 
-A test marked ``vm`` runs in the VM too (cgroup v2, systemd), and may skip outside it.
+The VM (cgroup v2, systemd) runs all of them but those marked ``host``; a test marked ``vm`` may
+skip outside it.
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ if TYPE_CHECKING:
 
 MUST_RUN = os.environ.get("PYCONTAIN_MUST_RUN") == "1"
 IN_VM = os.environ.get("PYCONTAIN_IN_VM") == "1"
-# Modules that the VM runs as a whole, besides tests that carry the mark.
-VM_MODULES = frozenset(
-    ("test_cgroups", "test_leaks", "test_lifecycle", "test_limits", "test_oom", "test_systemd")
+# What one venue lacks by design and another may have: such a skip is never a failure.
+ELSEWHERE = (
+    ("needs v1-controller", "needs kernel:6.1", "needs node")
+    if IN_VM
+    else ("needs v1-controller", "needs v2-controller", "needs systemd")
 )
 SHUTDOWN_TIMEOUT_MSEC = 30_000  # a hang, not a measure: the monitor leaves at once
 
@@ -103,14 +106,9 @@ def needs() -> Callable[..., None]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "vm: runs in the VM too, and may skip outside it")
+    config.addinivalue_line("markers", "vm: needs what the VM has, and may skip outside it")
+    config.addinivalue_line("markers", "host: too long for the VM, or about the host")
     config.addinivalue_line("markers", "needs(*capabilities): skips unless the machine has all")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.stem in VM_MODULES:
-            item.add_marker("vm")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -124,9 +122,11 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """Turn a skip into a failure where everything must run."""
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]
+    if not MUST_RUN or not report.skipped or hasattr(report, "wasxfail"):
+        return
+    reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
     elsewhere = item.get_closest_marker("vm") is not None and not IN_VM
-    if MUST_RUN and report.skipped and not elsewhere and not hasattr(report, "wasxfail"):
-        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+    if not elsewhere and not any(words in reason for words in ELSEWHERE):
         report.outcome = "failed"
         report.longrepr = f"PYCONTAIN_MUST_RUN=1 and {reason}"
 

@@ -24,6 +24,7 @@ PACKAGES = (
     # what pycontain needs (its Python packages come with the staged disk)
     *("python3", "libseccomp2"),
     # what the tests call or compare with
+    *("gcc", "libc6-dev", "git", "busybox-static"),
     *("crun", "iproute2", "nftables", "procps", "strace", "stress-ng", "uidmap", "libcap2-bin"),
 )
 BOX_PACKAGES = ("openssh-server", "sudo", "rsync")  # what Vagrant expects of a box

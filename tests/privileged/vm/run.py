@@ -2,7 +2,8 @@
 
 ``python tests/privileged/vm/run.py [pytest arguments]`` builds the image (once), stages pycontain
 and its tests on a second disk, boots, prints what pytest prints and exits with its exit code.
-Without arguments it runs the tests marked ``vm``. No network, no root needed inside QEMU.
+Without arguments it runs all of tests/privileged but what is marked ``host``. The machine has no
+network.
 
 Environment:
     PYCONTAIN_VM_CACHE      directory of built images (/var/cache/pycontain-vm)
@@ -27,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import image
 import stage
 
-DEFAULT_ARGS = ("tests/privileged", "-m", "vm", "-q")
+DEFAULT_ARGS = ("tests/privileged", "-m", "not host", "-q")
 NEEDED = {"qemu-system-x86_64": "qemu-system-x86", "mmdebstrap": "mmdebstrap"}
 PROBE_TIMEOUT_SEC = 20
 EXIT_NO_RESULT = 3  # the machine ended without pytest's exit code
