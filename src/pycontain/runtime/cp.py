@@ -65,15 +65,11 @@ def copy_in(
         UntrustedContent: a device or a tree deeper than 128; /proc or /sys in the container.
     """
     rules = Rules(archive, owner if os.geteuid() == 0 else None)
-    guard = Guard(root_fd)
-    with ExitStack() as stack:
-        source_fd = _open_source(_open_host, source, "source")
-        stack.callback(os.close, source_fd)
-
-        def opener(path: str, flags: int) -> int:
-            return guard.checked(open_path(root_fd, path, flags))
-
-        _place(source_fd, source, opener, destination, rules)
+    source_fd = open_source(_open_host, source)
+    try:
+        _place(source_fd, source, Guard(root_fd).opener(root_fd), destination, rules)
+    finally:
+        os.close(source_fd)
 
 
 def copy_out(root_fd: int, source: str, destination: str, *, archive: bool = False) -> None:
@@ -83,15 +79,11 @@ def copy_out(root_fd: int, source: str, destination: str, *, archive: bool = Fal
     `archive`: a root process must not make a container's program setuid root by accident.
     """
     rules = Rules(archive, None, 0o7777 if archive else 0o1777)
-    guard = Guard(root_fd)
-    with ExitStack() as stack:
-
-        def opener(path: str, flags: int) -> int:
-            return guard.checked(open_path(root_fd, path, flags))
-
-        source_fd = _open_source(opener, source, "source")
-        stack.callback(os.close, source_fd)
+    source_fd = open_source(Guard(root_fd).opener(root_fd), source)
+    try:
         _place(source_fd, source, _open_host, destination, rules)
+    finally:
+        os.close(source_fd)
 
 
 class Guard:
@@ -107,6 +99,10 @@ class Guard:
                 os.close(fd)
                 if device != root_device:
                     self._devices.add(device)
+
+    def opener(self, root_fd: int) -> _Opener:
+        """What opens paths in the container's root, but for those refused."""
+        return lambda path, flags: self.checked(open_path(root_fd, path, flags))
 
     def checked(self, fd: int) -> int:
         """`fd` itself; it is closed if it is refused.
@@ -124,14 +120,14 @@ def _open_host(path: str, flags: int) -> int:
     return os.open(path, os.O_PATH | os.O_CLOEXEC | flags)
 
 
-def _open_source(opener: _Opener, path: str, field: str) -> int:
+def open_source(opener: _Opener, path: str) -> int:
     """An O_PATH descriptor of what is to be copied; a link itself unless it ends in a slash."""
     follow = path.endswith(("/", "/.")) or path in (".", "..")
     try:
         return opener(path, 0 if follow else os.O_NOFOLLOW)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
-            raise NotFound(f"{field}: {path}: {os.strerror(error.errno)}") from None
+            raise NotFound(f"source: {path}: {os.strerror(error.errno)}") from None
         raise
 
 
@@ -162,7 +158,7 @@ def _place(source_fd: int, source: str, opener: _Opener, destination: str, rules
             if content_only:
                 _copy_children(source_fd, directory_fd, rules, 0)
             else:
-                copy_entry(source_fd, directory_fd, _base_name(source), rules)
+                copy_entry(source_fd, directory_fd, base_name(source), rules)
             return
         if target_fd >= 0 and (wants_directory or is_directory):
             raise InvalidInput(f"{destination} is not a directory", field="destination")
@@ -181,7 +177,7 @@ def _place(source_fd: int, source: str, opener: _Opener, destination: str, rules
         copy_entry(source_fd, parent_fd, name, rules)
 
 
-def _base_name(path: str) -> str:
+def base_name(path: str) -> str:
     """The name that a source has inside a directory; `/` and `..` have one of their own."""
     return os.path.basename(os.path.normpath(os.path.join("/", path))) or "root"
 
@@ -193,7 +189,7 @@ def _overwrite(source_fd: int, status: os.stat_result, target_fd: int, rules: Ru
     fd = reopen(target_fd, os.O_WRONLY | os.O_TRUNC)
     try:
         _copy_data(source_fd, fd, status.st_size)
-        _finish(fd, status, rules)
+        finish(fd, status, rules)
     finally:
         os.close(fd)
     return True
@@ -212,14 +208,14 @@ def copy_entry(source_fd: int, parent_fd: int, name: str, rules: Rules, depth: i
         fd = make_directory(parent_fd, name)
         try:
             _copy_children(source_fd, fd, rules, depth + 1)
-            _finish(fd, status, rules)
+            finish(fd, status, rules)
         finally:
             os.close(fd)
     elif stat.S_ISREG(mode):
         fd = new_file(parent_fd, name)
         try:
             _copy_data(source_fd, fd, status.st_size)
-            _finish(fd, status, rules)
+            finish(fd, status, rules)
         finally:
             os.close(fd)
     elif stat.S_ISLNK(mode):
@@ -308,7 +304,7 @@ def _copy_data(source_fd: int, target_fd: int, size_bytes: int) -> None:
         os.close(fd)
 
 
-def _finish(fd: int, status: os.stat_result, rules: Rules) -> None:
+def finish(fd: int, status: os.stat_result, rules: Rules) -> None:
     """Owner, mode and times, in this order: chown clears setuid, and writing changes times."""
     owner = (status.st_uid, status.st_gid) if rules.archive else rules.owner
     if owner is not None:
