@@ -196,6 +196,7 @@ def _configure_box(root: Path) -> None:
         subprocess.run(["chroot", root, *args], check=True, stdin=subprocess.DEVNULL)
 
     chroot("useradd", "--create-home", "--shell", "/bin/bash", "vagrant")
+    (root / "etc/fstab").write_text("")  # Vagrant copies into /opt/pycontain
     (root / "etc/sudoers.d/vagrant").write_text("vagrant ALL=(ALL) NOPASSWD: ALL\n")
     (root / "etc/sudoers.d/vagrant").chmod(0o440)
     keys = root / "home/vagrant/.ssh/authorized_keys"

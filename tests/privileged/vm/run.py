@@ -128,7 +128,7 @@ def main(args: list[str]) -> int:
         results = work / "results"
         results.mkdir()
         color = "--color=yes" if sys.stdout.isatty() else "--color=no"
-        staged = stage.stage(work, [color, *(args or DEFAULT_ARGS)])
+        staged = stage.stage_disk(work, [color, *(args or DEFAULT_ARGS)])
         command = qemu_command(booted, staged, results)
         ready = time.monotonic()
         print(f"vm: ready after {ready - started:.0f} s, booting: {command[2]}", flush=True)

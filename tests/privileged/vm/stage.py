@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -23,8 +24,18 @@ WHEEL_SOURCES = ("src", "setup.py", "pyproject.toml", "README.md", "MANIFEST.in"
 TEST_SOURCES = ("tests", "examples", "pyproject.toml", "tox.ini")
 
 
-def stage(work: Path, pytest_args: list[str]) -> Path:
-    """Return the staged disk, an ext4 file under ``work``.
+def stage_disk(work: Path, pytest_args: list[str]) -> Path:
+    """Return the staged disk, an ext4 file under ``work``. Raises what `stage_tree` does."""
+    tree = work / "tree"
+    stage_tree(tree, pytest_args)
+    disk_path = work / "stage.ext4"
+    used_bytes = sum(p.lstat().st_size + 4096 for p in tree.rglob("*"))
+    image.make_disk(tree, disk_path, "pycontain", 2 * used_bytes + (1 << 30))
+    return disk_path
+
+
+def stage_tree(tree: Path, pytest_args: list[str]) -> None:
+    """Fill the directory that the guest sees as /opt/pycontain.
 
     Raises:
         SystemExit: this Python is not the guest's version, so its wheels would not load there.
@@ -32,10 +43,9 @@ def stage(work: Path, pytest_args: list[str]) -> Path:
     """
     if sys.version_info[:2] != GUEST_PYTHON:
         sys.exit("vm: run this with Python 3.11, the version of Debian 12: .venv/bin/python")
-    tree = work / "tree"
     site = tree / "site"
     shutil.copytree(_dependencies(), site, symlinks=True)
-    _install_pycontain(work, site)
+    _install_pycontain(site)
     for name in TEST_SOURCES:
         _copy(REPOSITORY / name, tree / name)
     shutil.copyfile(Path(__file__).with_name("guest.sh"), tree / "guest.sh")
@@ -44,10 +54,6 @@ def stage(work: Path, pytest_args: list[str]) -> Path:
     images = Path(os.environ.get("PYCONTAIN_TEST_CACHE", "/var/cache/pycontain-test"))
     if images.is_dir():
         shutil.copytree(images, tree / "images", symlinks=True)
-    disk_path = work / "stage.ext4"
-    used_bytes = sum(p.lstat().st_size + 4096 for p in tree.rglob("*"))
-    image.make_disk(tree, disk_path, "pycontain", 2 * used_bytes + (1 << 30))
-    return disk_path
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -77,15 +83,15 @@ def _dependencies() -> Path:
     return target
 
 
-def _install_pycontain(work: Path, site: Path) -> None:
+def _install_pycontain(site: Path) -> None:
     """Install pycontain into ``site`` from a copy, so that no build runs in the repository."""
-    source = work / "source"
-    source.mkdir()
-    for name in WHEEL_SOURCES:
-        _copy(REPOSITORY / name, source / name)
-    for built in source.rglob("*.so"):
-        built.unlink()
-    _pip("--no-deps", "--upgrade", "--target", str(site), str(source))
+    with tempfile.TemporaryDirectory(prefix="pycontain-wheel-") as directory:
+        source = Path(directory)
+        for name in WHEEL_SOURCES:
+            _copy(REPOSITORY / name, source / name)
+        for built in source.rglob("*.so"):
+            built.unlink()
+        _pip("--no-deps", "--upgrade", "--target", str(site), str(source))
     for script in (site / "bin").glob("*"):
         lines = script.read_text().splitlines(keepends=True)
         if lines and lines[0].startswith("#!"):
