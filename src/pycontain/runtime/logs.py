@@ -7,18 +7,20 @@ P for a piece of a line that goes on in the stream's next record. `log` is rotat
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
 from functools import lru_cache
 from typing import NamedTuple
 
+from pycontain.errors import KernelError
 from pycontain.runtime.inotify import CREATED, DELETED, MODIFIED, Watch
 
 __all__ = ["LogLine", "read"]
 
 _BLOCK_BYTES = 1 << 16
-_MAX_FILES = 1000
+_ATTEMPTS = 1000  # a rotation is a few renames
 _OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
@@ -207,24 +209,42 @@ def _identity(fd: int) -> tuple[int, int]:
 def _open_files(path: str) -> list[int]:
     """Descriptors of the log's files, oldest first; the caller closes them.
 
-    A rotation meanwhile would show one file twice or hide one: it changes which file `path` is, so
-    that is compared before and after. Open files keep their inode, so no number is reused.
+    A rotation meanwhile would show one file twice or hide one, so the names must mean the same
+    files before and after. In the middle of a rotation a number is missing; the order is right even
+    then. Open files keep their inode, so no number is reused.
     """
     fds: list[int] = []
-    for _ in range(100):
-        before = _file_at(path)
-        for number in range(_MAX_FILES):
+    for _ in range(_ATTEMPTS):
+        before = _scan(path)
+        numbers = sorted(before, reverse=True)
+        for number in numbers:
             try:
                 fds.append(os.open(f"{path}.{number}" if number else path, _OPEN_FLAGS))
             except FileNotFoundError:
-                if number:
-                    break
-        if _file_at(path) == before:
-            break
+                break
+        opened = [_identity(fd) for fd in fds]
+        if opened == [before[n] for n in numbers] and _scan(path) == before:
+            return fds
         while fds:
             os.close(fds.pop())
-    fds.reverse()
-    return fds
+    raise KernelError(errno.EAGAIN, f'open("{path}")', hint="it is rotated all the time")
+
+
+def _scan(path: str) -> dict[int, tuple[int, int]]:
+    """Which file each number is; 0 is the log itself."""
+    directory, name = os.path.split(path)
+    found = {}
+    try:
+        names = os.listdir(directory or ".")
+    except FileNotFoundError:
+        return {}
+    for each in names:
+        suffix = each[len(name) + 1 :]
+        if each == name or (each.startswith(name + ".") and suffix.isdigit()):
+            identity = _file_at(f"{directory}/{each}" if directory else each)
+            if identity is not None:
+                found[int(suffix or 0)] = identity
+    return found
 
 
 def _file_at(path: str) -> tuple[int, int] | None:
