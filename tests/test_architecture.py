@@ -17,7 +17,7 @@ import pytest
 import pycontain
 from pycontain import _native as native
 
-SOURCE = Path(pycontain.__file__).parent
+SOURCE = Path(__file__).parents[1] / "src/pycontain"
 NATIVE = SOURCE / "_native"
 
 # ---- imports ---------------------------------------------------------------------------------

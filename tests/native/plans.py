@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from pycontain import _native as native
 from pycontain._native import C, ffi
 
-NATIVE_DIR = Path(native.__file__).parent
+NATIVE_DIR = Path(__file__).parents[2] / "src/pycontain/_native"
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNS = 0x00020000
 

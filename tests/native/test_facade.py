@@ -378,6 +378,23 @@ except OSError:
     assert done.stdout == "closed\n"
 
 
+def test_inotify_tells_of_a_new_file(tmp_path: Path) -> None:
+    """A watched directory's change makes the fd readable; a missing directory is an error."""
+    fd = native.inotify_init()
+    try:
+        with pytest.raises(BlockingIOError):
+            os.read(fd, 4096)
+        watch = native.inotify_add_watch(fd, tmp_path, 0x100)  # IN_CREATE
+        (tmp_path / "new").touch()
+        event = os.read(fd, 4096)
+        assert event[:4] == watch.to_bytes(4, "little")
+        assert event[16:].rstrip(b"\0") == b"new"
+        with pytest.raises(KernelError, match=r'inotify_add_watch\(\d+, "/none", 0x100\)'):
+            native.inotify_add_watch(fd, "/none", 0x100)
+    finally:
+        os.close(fd)
+
+
 def test_fs_magic() -> None:
     """The file system of an fd is told by its number."""
     fd = os.open("/proc", os.O_PATH)
@@ -411,7 +428,7 @@ def test_fs_mount_makes_a_detached_mount() -> None:
         (
             "tmpfs",
             ["mode=700", "size=zz"],
-            r'fsconfig\("tmpfs", FSCONFIG_SET_STRING, "size", "zz"\).*Bad value for \'size\'',
+            r'fsconfig\("tmpfs", FSCONFIG_SET_STRING, "size", "zz"\).*\(tmpfs: Bad value for \'size\'',
         ),
         ("tmpfs", ["bogus"], r'fsconfig\("tmpfs", FSCONFIG_SET_FLAG, "bogus"\).*bogus'),
         ("overlay", ["index=off"], r'fsconfig\("overlay", FSCONFIG_CMD_CREATE\) \[index=off\]'),

@@ -131,6 +131,7 @@ def _make_ffibuilder() -> cffi.FFI:
         include_dirs=[relative],
         define_macros=[("PYC_VERSION", f'"{_version()}"')],
         extra_compile_args=["-std=gnu17", "-O2", "-Wall"],
+        extra_link_args=["-s"],
     )
     return builder
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from errno import EINVAL
+from errno import EINVAL, EMFILE
 
 from pycontain._native.extension import ffi, lib
 from pycontain._native.text import (
@@ -64,6 +64,8 @@ __all__ = [
     "close_range",
     "fs_magic",
     "fs_mount",
+    "inotify_add_watch",
+    "inotify_init",
     "make_userns",
     "memfd",
     "mount_attach",
@@ -204,8 +206,9 @@ def fs_mount(fstype: str, options: Sequence[str], attr_flags: int = 0) -> int:
     else:
         attrs = flags_text(attr_flags, _ATTR_NAMES)
         call = f"fsmount({string_text(fstype)}, FSMOUNT_CLOEXEC, {attrs})"
-    text = ffi.string(log).decode("utf-8", "backslashreplace").strip()
-    raise KernelError(-result, call, hint="; ".join(text.splitlines()) or None)
+    # Each line of the kernel's log begins with its level: "e tmpfs: Bad value for 'size'".
+    lines = ffi.string(log).decode("utf-8", "backslashreplace").splitlines()
+    raise KernelError(-result, call, hint="; ".join(line[2:] for line in lines) or None)
 
 
 def mount_setattr(
@@ -288,6 +291,27 @@ def close_range(first: int, last: int = 0xFFFFFFFF, *, cloexec: bool = False) ->
     result = lib.pyc_close_range(first, last, CLOSE_RANGE_CLOEXEC if cloexec else 0)
     if result < 0:
         raise KernelError(-result, f"close_range({first}, {last}, {int(cloexec) * 4})")
+
+
+def inotify_init() -> int:
+    """Return an O_CLOEXEC, non-blocking inotify fd. Source: inotify(7)."""
+    result = lib.pyc_inotify_init(os.O_CLOEXEC | os.O_NONBLOCK)
+    if result < 0:
+        hint = "fs.inotify.max_user_instances is a limit" if result == -EMFILE else None
+        raise KernelError(-result, "inotify_init1(IN_CLOEXEC|IN_NONBLOCK)", hint=hint)
+    return result
+
+
+def inotify_add_watch(fd: int, path: PathLike, mask: int) -> int:
+    """Watch `path` for the events of `mask` (IN_*) and return the watch's number.
+
+    Source: inotify_add_watch(2).
+    """
+    raw = path_bytes(path)
+    result = lib.pyc_inotify_add_watch(fd, raw, mask)
+    if result < 0:
+        raise KernelError(-result, f"inotify_add_watch({fd}, {string_text(raw)}, {mask:#x})")
+    return result
 
 
 def memfd(name: str, data: bytes, *, seal: bool = False, executable: bool = False) -> int:
