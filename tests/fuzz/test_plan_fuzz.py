@@ -32,7 +32,6 @@ SETGROUPS, SECCOMP, EXEC = C.PYC_OP_SETGROUPS, C.PYC_OP_SECCOMP, C.PYC_OP_EXEC
 FILLS = {
     C.PYC_OP_FSMOUNT: 0,
     C.PYC_OP_OPEN_TREE: 1,
-    C.PYC_OP_ATTACH_ROOT: 1,
     C.PYC_OP_OPEN: 1,
     SECCOMP: 0,
 }
@@ -61,16 +60,21 @@ def assert_safe(plan: bytes, fds: int) -> None:
     ops = [OP.unpack_from(plan, op_at + OP_BYTES * i) for i in range(op_count)]
     used = [(o, strings_end(arena, o, 1)) for o in (uid_map, gid_map, setgroups)]
     full = set(range(fds))
-    for i, (code, _, *rest) in enumerate(ops):
+    maybe: set[int] = set()  # of these, what an optional OPEN_TREE may have left empty
+    for i, (code, flags, *rest) in enumerate(ops):
         texts, slots, nums = rest[:4], rest[4:7], rest[8:11]
         assert (code == EXEC) == (i == op_count - 1)
         for n, slot in enumerate(slots):
             if slot == -1:
                 continue
             assert 0 <= slot < slot_count
-            if FILLS.get(code) != n:
-                assert slot in full
-            full.add(slot)
+            if FILLS.get(code) == n:
+                full.add(slot)
+                (maybe.add if flags & C.PYC_F_OPTIONAL else maybe.discard)(slot)
+                continue
+            assert slot in full
+            optional_move = code == C.PYC_OP_MOVE_MOUNT and n == 0 and flags & C.PYC_F_OPTIONAL
+            assert slot not in maybe or optional_move
         if code == C.PYC_OP_CLOSE:
             full.remove(slots[0])
         used += areas(arena, code, texts, nums)

@@ -83,6 +83,7 @@ def every_op() -> tuple[list[native.Op], bytes, dict[str, int]]:
         op(C.PYC_OP_MOUNT_SETATTR, (), (6, 1), (1, 2, 0), C.PYC_F_RECURSIVE),
         op(C.PYC_OP_MOVE_MOUNT, (path,), (6, 0), flags=C.PYC_F_MAKE_DIR),
         op(C.PYC_OP_OPEN_TREE, (path,), (0, 7), (1,), C.PYC_F_OPTIONAL | C.PYC_F_NO_SYMLINKS),
+        op(C.PYC_OP_MOVE_MOUNT, (path,), (7, 0), flags=C.PYC_F_OPTIONAL),
         op(C.PYC_OP_MKDIR, (path,), (0,), (0o755,), C.PYC_F_EXIST_OK),
         op(C.PYC_OP_MKNOD, (path,), (0,), (0o20666, 0x103, 5 << 32 | 6)),
         op(C.PYC_OP_SYMLINK, (path, word), (0,)),

@@ -6,7 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from plans import CLONE_NEWNS, RECEIVED, SLOTS, Refusal, every_op, op, record, refusal
+from plans import (
+    CLONE_NEWNS,
+    RECEIVED,
+    SLOTS,
+    Refusal,
+    every_op,
+    op,
+    os_path_flag,
+    record,
+    refusal,
+)
 
 from pycontain import _native as native
 from pycontain._native import C, ffi
@@ -191,7 +201,7 @@ def test_slots(code: int) -> None:
             slots = tuple(bad if k == n else s for k, s in enumerate(ops[i][3]))
             found = check(with_op(code, slots=slots))
             assert found is not None and found.op_index == i
-        if slot < 0 and (code, n) != (C.PYC_OP_EXEC, 0) and code != C.PYC_OP_ATTACH_ROOT:
+        if slot < 0 and (code, n) != (C.PYC_OP_EXEC, 0):
             slots = tuple(0 if k == n else s for k, s in enumerate(ops[i][3]))
             found = check(with_op(code, slots=slots))
             assert found is not None and "use != 0" in found.text
@@ -200,25 +210,40 @@ def test_slots(code: int) -> None:
 def test_slot_must_be_filled_before_use() -> None:
     """A slot that nothing has filled yet, or that was closed, can't be used."""
     found = check(with_op(C.PYC_OP_READONLY, slots=(11, -1, -1)))
-    assert found is not None and "w->open" in found.text
+    assert found is not None and "(*open & bit) != 0" in found.text
     closed = op(C.PYC_OP_CLOSE, (), (0,))
     found = check(lambda ops: ops.insert(index_of(C.PYC_OP_READONLY, ops), closed))
     assert found is not None and found.op_index == index_of(C.PYC_OP_READONLY) + 1
 
 
+def test_slot_that_may_be_empty() -> None:
+    """What an optional OPEN_TREE may leave empty only an optional MOVE_MOUNT takes: to others an
+    empty slot would look like none given, and their path would begin at "/"."""
+    for use in (
+        op(C.PYC_OP_MOVE_MOUNT, (8,), (7, 0)),
+        op(C.PYC_OP_MOVE_MOUNT, (8,), (0, 7), flags=C.PYC_F_OPTIONAL),
+        op(C.PYC_OP_OPEN, (8,), (7, 8), (os_path_flag(),)),
+        op(C.PYC_OP_OPEN_TREE, (8,), (7, 8), (1,)),
+    ):
+        at = index_of(C.PYC_OP_MKDIR)
+        found = check(lambda ops, use=use, at=at: ops.insert(at, use))  # type: ignore[misc]
+        assert found is not None and found.op_index == at and "*open & bit" in found.text
+
+
 def test_results_do_not_replace_received_descriptors() -> None:
     """An op's result may go into a fresh slot or one of its own kind, or after CLOSE."""
-    into = with_op(C.PYC_OP_OPEN_TREE, slots=(0, 2, -1))
-    found = check(into)
+    at = index_of(C.PYC_OP_MKDIR)
+
+    def insert(*new: native.Op) -> Callable[[Ops], object]:
+        return lambda ops: ops.__setitem__(slice(at, at), list(new))
+
+    def into(slot: int) -> native.Op:
+        return op(C.PYC_OP_OPEN, (8,), (0, slot), (os_path_flag(),))
+
+    found = check(insert(into(2)))
     assert found is not None and ">= w->fd_count" in found.text
-
-    def close_first(ops: Ops) -> None:
-        into(ops)
-        i = index_of(C.PYC_OP_OPEN_TREE, ops)
-        ops.insert(i, op(C.PYC_OP_CLOSE, (), (2,)))
-
-    assert check(close_first) is None
-    assert check(with_op(C.PYC_OP_OPEN_TREE, slots=(0, 6, -1))) is None
+    assert check(insert(op(C.PYC_OP_CLOSE, (), (2,)), into(2))) is None
+    assert check(insert(into(6))) is None
 
 
 UNUSED_NUMBERS = [

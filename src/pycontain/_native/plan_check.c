@@ -48,7 +48,7 @@ static const struct rule {
     [PYC_OP_MOUNT_SETATTR] = {{0}, {IN, IN_MAY}, 0, PYC_F_RECURSIVE, {U64, U64, U32}},
     [PYC_OP_MOVE_MOUNT] = {{PATH}, {IN, IN}, 0, PYC_F_OPTIONAL | PYC_F_NO_SYMLINKS |
                            PYC_F_MAKE_DIR | PYC_F_MAKE_FILE, {0}},
-    [PYC_OP_ATTACH_ROOT] = {{ABS}, {IN, OUT_MAY}, 0, 0, {0}},
+    [PYC_OP_ATTACH_ROOT] = {{ABS}, {IN}, 0, 0, {0}}, /* the mount itself becomes the root fd */
     [PYC_OP_MKDIR] = {{PATH}, {IN}, 0, PYC_F_EXIST_OK, {07777}},
     [PYC_OP_MKNOD] = {{PATH}, {IN}, 0, PYC_F_EXIST_OK, {0177777, U32, U64}},
     [PYC_OP_SYMLINK] = {{PATH, PATH}, {IN}, 0, PYC_F_EXIST_OK, {0}},
@@ -79,7 +79,8 @@ static const struct rule {
 
 struct walk {
     struct arena arena;
-    uint64_t open[(PYC_MAX_SLOTS + 63) / 64]; /* slots that hold an fd at this op */
+    uint64_t open[(PYC_MAX_SLOTS + 63) / 64];  /* slots that hold an fd at this op */
+    uint64_t maybe[(PYC_MAX_SLOTS + 63) / 64]; /* or not: an optional OPEN_TREE's */
     uint32_t fd_count, slot_count, op_count;
     uint64_t clone_flags;
     int started, filtered, dropped; /* seen: GATE(START), SECCOMP, SETUSER other than root */
@@ -126,22 +127,30 @@ static int check_strings(const struct walk *w, const struct pyc_op *op, const st
 }
 
 static int check_slots(struct walk *w, const struct pyc_op *op, const struct rule *rule) {
+    int optional = (op->flags & PYC_F_OPTIONAL) != 0;
+
     for (int i = 0; i < 3; i++) {
         int32_t slot = op->slot[i];
         uint8_t use = rule->slot[i];
-        uint64_t bit;
+        uint64_t bit, *open, *maybe;
 
         if (slot == -1 && (use == 0 || use == IN_MAY || use == OUT_MAY))
             continue;
         REFUSE_UNLESS(use != 0);
         REFUSE_UNLESS(slot >= 0 && (uint32_t)slot < w->slot_count);
         bit = 1ULL << (slot % 64);
+        open = &w->open[slot / 64];
+        maybe = &w->maybe[slot / 64];
         if (use == IN || use == IN_MAY) {
-            REFUSE_UNLESS((w->open[slot / 64] & bit) != 0);
+            /* To the child an empty slot looks like one that is not given, and means "/". */
+            int skipped = op->code == PYC_OP_MOVE_MOUNT && optional && i == 0;
+
+            REFUSE_UNLESS((*open & bit) != 0 || (skipped && (*maybe & bit) != 0));
         } else {
             /* A received fd is replaced only after CLOSE: nobody loses one unknowingly. */
-            REFUSE_UNLESS((uint32_t)slot >= w->fd_count || (w->open[slot / 64] & bit) == 0);
-            w->open[slot / 64] |= bit;
+            REFUSE_UNLESS((uint32_t)slot >= w->fd_count || (*open & bit) == 0);
+            *open = optional ? *open & ~bit : *open | bit;
+            *maybe = optional ? *maybe | bit : *maybe & ~bit;
         }
     }
     if (op->code == PYC_OP_CLOSE)
