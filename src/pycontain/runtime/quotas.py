@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from pycontain.errors import InvalidSpec
+from dataclasses import replace
+
+from pycontain.errors import InvalidInput, InvalidSpec
 from pycontain.isolation.devices import DEFAULT_RULES
 from pycontain.oci import DeviceRule, IoLimit, Resources
 from pycontain.runtime.options import RunOptions, parse_io_max, parse_pairs
 from pycontain.runtime.units import parse_bytes, parse_cpus
 
-__all__ = ["DEFAULT_PIDS", "build_resources"]
+__all__ = ["DEFAULT_PIDS", "build_resources", "changed_resources"]
 
 DEFAULT_PIDS = 2048  # podman's; docker has none, so a fork bomb takes the host's pids
 _DEFAULT_RESOURCES = Resources(pids_max=DEFAULT_PIDS, devices=DEFAULT_RULES)
@@ -81,3 +83,33 @@ def _swap_bytes(options: RunOptions, memory_bytes: int | None) -> int | None:
             "is the total of memory and swap, so at least memory", field="memory_swap"
         )
     return swap_bytes
+
+
+def changed_resources(**options: object) -> Resources:
+    """The limits that `Container.update` was asked to change, and no others; -1 lifts one.
+
+    Raises:
+        InvalidInput: an amount that is malformed, or a word that is no quota.
+    """
+    lifted = {name for name, value in options.items() if str(value).strip() == "-1"}
+    words = {"memory", "memory_swap", "memory_reservation", "cpus", "cpu_weight", "cpuset_cpus"}
+    words |= {"cpuset_mems", "pids", "io_weight", "io_max", "cgroup_conf"}
+    unknown = options.keys() - words
+    if unknown:
+        raise InvalidInput("is no quota that can change", field=min(unknown))
+    given = {name: value for name, value in options.items() if name not in lifted}
+    found = build_resources(RunOptions(**given), ())  # type: ignore[arg-type]
+    changes: dict[str, int | None] = {}
+    if given.get("pids") is None:
+        changes["pids_max"] = -1 if "pids" in lifted else None
+    if "memory_swap" not in options:
+        changes["memory_swap_max_bytes"] = None  # memory alone changes memory alone
+    if "memory_swap" in lifted:
+        changes["memory_swap_max_bytes"] = -1
+    if "memory" in lifted:
+        changes["memory_max_bytes"] = -1
+    if "memory_reservation" in lifted:
+        changes["memory_low_bytes"] = -1
+    if "cpus" in lifted:
+        changes["cpu_quota_usec"] = -1
+    return replace(found, **changes)  # type: ignore[arg-type]

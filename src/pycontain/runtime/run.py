@@ -112,6 +112,8 @@ class Run:
     def poll(self) -> ExitRecord | None:
         """Return how it ended, or None if it has not; never waits."""
         if self._exit is None and (self._link is not None or not self._read_exit_file()):
+            if self._link is None and self.live() is None:
+                return None  # never started: no reason to wake a monitor
             try:
                 self.wait(0)
             except (TimeoutExpired, WrongState):
