@@ -114,7 +114,7 @@ op_count = len(plans.every_op()[0])
 op_copy = st.tuples(st.just("op"), st.integers(0, op_count - 1), st.integers(0, op_count - 1))
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500, deadline=None, database=None)
 @given(st.lists(st.one_of(field_edit, byte_edit, op_copy), min_size=1, max_size=4))
 @example([])
 def test_accepted_plans_are_safe(edits: list[tuple[str, int, int]]) -> None:
@@ -131,7 +131,7 @@ def test_accepted_plans_are_safe(edits: list[tuple[str, int, int]]) -> None:
         assert_safe(bytes(plan), plans.RECEIVED)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500, deadline=None, database=None)
 @given(st.binary(max_size=400))
 def test_noise_is_refused(noise: bytes) -> None:
     """Random bytes are neither a record nor a plan."""
