@@ -55,6 +55,7 @@ def main() -> int:
         "box": str(box_file(booted)),
         "kernel": str(booted.kernel_path),
         "initrd": str(booted.initrd_path),
+        "ssh_key": str(booted.disk_path.with_name("ssh_key")),
         "stage": str(STAGE),
         "driver": "kvm" if run.accelerator(booted)[1] == "kvm" else "qemu",
     }

@@ -86,10 +86,6 @@ MASKED_UNITS = (
     "systemd-timesyncd.service",
 )
 BOX_NETWORK = "[Match]\nType=ether\n[Network]\nDHCP=yes\n"
-BOX_KEY = (  # Vagrant's published insecure key; Vagrant replaces it at the first `vagrant up`
-    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIN1YdxBpNlzxDqfJyw/QKow1F+wvG9hXGoqiysfJOn5Y"
-    " vagrant insecure public key\n"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +160,7 @@ def _build_into(scratch: Path, box: bool) -> None:
     )
     _configure(root)
     if box:
-        _configure_box(root)
+        _configure_box(root, scratch / "ssh_key")
     shutil.copyfile(next((root / "boot").glob("vmlinuz-*")), scratch / "vmlinuz")
     shutil.copyfile(next((root / "boot").glob("initrd.img-*")), scratch / "initrd")
     shutil.rmtree(hooks)
@@ -191,7 +187,9 @@ def _configure(root: Path) -> None:
     (packages / "pycontain-vm.pth").write_text(SITE_PATH + "\n")
 
 
-def _configure_box(root: Path) -> None:
+def _configure_box(root: Path, key_path: Path) -> None:
+    """Add what Vagrant logs in with: the user ``vagrant`` and a new key of this box's own."""
+
     def chroot(*args: str) -> None:
         subprocess.run(["chroot", root, *args], check=True, stdin=subprocess.DEVNULL)
 
@@ -201,7 +199,10 @@ def _configure_box(root: Path) -> None:
     (root / "etc/sudoers.d/vagrant").chmod(0o440)
     keys = root / "home/vagrant/.ssh/authorized_keys"
     keys.parent.mkdir(mode=0o700)
-    keys.write_text(BOX_KEY)
+    # ecdsa in PEM: the one kind that every version of Vagrant's own ssh client reads
+    keygen = ["ssh-keygen", "-q", "-t", "ecdsa", "-m", "PEM", "-N", "", "-f", str(key_path)]
+    subprocess.run(keygen, check=True, stdin=subprocess.DEVNULL)
+    keys.write_bytes(key_path.with_suffix(".pub").read_bytes())
     chroot("chown", "-R", "vagrant:vagrant", "/home/vagrant/.ssh")
     (root / "etc/systemd/network").mkdir(parents=True, exist_ok=True)
     (root / "etc/systemd/network/80-dhcp.network").write_text(BOX_NETWORK)
