@@ -3,8 +3,9 @@
     plan.h        the contract with the monitor, and the only copy of its numbers
     _ext          CFFI extension (API mode): sys.c and plan_check.c
     bin/          static programs: monitor, init, hello
-    calls.py      one typed function per system call that Python lacks
-    paths.py      openat2, and what replaces it where it is forbidden
+    mounts.py     the mount interface by descriptors
+    calls.py      other system calls that Python lacks: one typed function each
+    paths.py      openat2; walk.py replaces it where it is forbidden
     messages.py   structs of plan.h as bytes and back
 
 Everybody else imports this package and sees Python types only. `C` holds every constant of
@@ -19,6 +20,7 @@ from pycontain._native.calls import *  # noqa: F403
 from pycontain._native.extension import *  # noqa: F403
 from pycontain._native.extension import lib
 from pycontain._native.messages import *  # noqa: F403
+from pycontain._native.mounts import *  # noqa: F403
 from pycontain._native.paths import *  # noqa: F403
 from pycontain._native.text import AT_FDCWD as AT_FDCWD
 from pycontain._native.version import VERSION as VERSION
