@@ -156,8 +156,8 @@ def _null() -> int:
 @contextmanager
 def coprocess(command: list[str]) -> Iterator[Contender]:
     """A contender that lives in a process of its own: a line in, one run, its microseconds out."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, bufsize=1, **pipes) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, text=True, bufsize=1, stdin=pipe, stdout=pipe) as process:
         assert process.stdin is not None and process.stdout is not None
         requests, replies = process.stdin, process.stdout
 

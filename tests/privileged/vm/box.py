@@ -32,16 +32,16 @@ def box_file(booted: image.Image) -> Path:
         return target
     with tempfile.TemporaryDirectory(dir=target.parent) as directory:
         parts = Path(directory)
-        convert = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2"]
-        subprocess.run([*convert, booted.disk_path, parts / "box.img"], check=True)
+        convert = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(booted.disk_path)]
+        subprocess.run([*convert, str(parts / "box.img")], check=True)
         size_gib = image.DISK_BYTES >> 30
         metadata = {"provider": "libvirt", "format": "qcow2", "virtual_size": size_gib}
         (parts / "metadata.json").write_text(json.dumps(metadata))
         (parts / "Vagrantfile").write_text(BOX_VAGRANTFILE)
         names = ["metadata.json", "Vagrantfile", "box.img"]
         packed = parts / "packed"
-        command = ["tar", "--use-compress-program=gzip -1", "-cf", packed, "-C", parts, *names]
-        subprocess.run(command, check=True)
+        command = ["tar", "--use-compress-program=gzip -1", "-cf", str(packed), "-C", str(parts)]
+        subprocess.run([*command, *names], check=True)
         packed.rename(target)
     return target
 
@@ -50,7 +50,7 @@ def main() -> int:
     booted = image.build(box=True)
     if STAGE.exists():
         shutil.rmtree(STAGE)
-    stage.stage_tree(STAGE, list(run.DEFAULT_ARGS))
+    stage.stage_tree(STAGE, run.guest_command([]))
     paths = {
         "box": str(box_file(booted)),
         "kernel": str(booted.kernel_path),

@@ -3,7 +3,7 @@
 ``python tests/privileged/vm/run.py [pytest arguments]`` builds the image (once), stages pycontain
 and its tests on a second disk, boots, prints what pytest prints and exits with its exit code.
 Without arguments it runs all of tests/privileged but what is marked ``host``. The machine has no
-network.
+network. ``run.py --exec python3 bench/memory.py`` runs something else in it.
 
 Environment:
     PYCONTAIN_VM_CACHE      directory of built images (/var/cache/pycontain-vm)
@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import image
 import stage
 
+PYTEST = ("python3", "-m", "pytest", "-p", "no:cacheprovider")
 DEFAULT_ARGS = ("tests/privileged", "-m", "not host", "-q")
 NEEDED = {"qemu-system-x86_64": "qemu-system-x86", "mmdebstrap": "mmdebstrap"}
 PROBE_TIMEOUT_SEC = 20
@@ -43,6 +44,14 @@ def missing() -> str:
     if os.geteuid() != 0:
         return "needs root to build the image"
     return ""
+
+
+def guest_command(args: list[str]) -> list[str]:
+    """Return what the guest runs: pytest with ``args``, or what follows ``--exec``."""
+    if args[:1] == ["--exec"]:
+        return args[1:]
+    color = "--color=yes" if sys.stdout.isatty() else "--color=no"
+    return [*PYTEST, color, *(args or DEFAULT_ARGS)]
 
 
 def accelerator(booted: image.Image) -> list[str]:
@@ -127,8 +136,7 @@ def main(args: list[str]) -> int:
         work = Path(scratch)
         results = work / "results"
         results.mkdir()
-        color = "--color=yes" if sys.stdout.isatty() else "--color=no"
-        staged = stage.stage_disk(work, [color, *(args or DEFAULT_ARGS)])
+        staged = stage.stage_disk(work, guest_command(args))
         command = qemu_command(booted, staged, results)
         ready = time.monotonic()
         print(f"vm: ready after {ready - started:.0f} s, booting: {command[2]}", flush=True)

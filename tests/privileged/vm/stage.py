@@ -21,21 +21,21 @@ import image
 REPOSITORY = Path(__file__).resolve().parents[3]
 GUEST_PYTHON = (3, 11)  # Debian 12's
 WHEEL_SOURCES = ("src", "setup.py", "pyproject.toml", "README.md", "MANIFEST.in", "LICENSE")
-TEST_SOURCES = ("tests", "examples", "pyproject.toml", "tox.ini")
+TEST_SOURCES = ("tests", "examples", "bench", "build/bench", "pyproject.toml", "tox.ini")
 
 
-def stage_disk(work: Path, pytest_args: list[str]) -> Path:
+def stage_disk(work: Path, command: list[str]) -> Path:
     """Return the staged disk, an ext4 file under ``work``. Raises what `stage_tree` does."""
     tree = work / "tree"
-    stage_tree(tree, pytest_args)
+    stage_tree(tree, command)
     disk_path = work / "stage.ext4"
     used_bytes = sum(p.lstat().st_size + 4096 for p in tree.rglob("*"))
     image.make_disk(tree, disk_path, "pycontain", 2 * used_bytes + (1 << 30))
     return disk_path
 
 
-def stage_tree(tree: Path, pytest_args: list[str]) -> None:
-    """Fill the directory that the guest sees as /opt/pycontain.
+def stage_tree(tree: Path, command: list[str]) -> None:
+    """Fill the directory that the guest sees as /opt/pycontain, where it runs ``command``.
 
     Raises:
         SystemExit: this Python is not the guest's version, so its wheels would not load there.
@@ -49,7 +49,6 @@ def stage_tree(tree: Path, pytest_args: list[str]) -> None:
     for name in TEST_SOURCES:
         _copy(REPOSITORY / name, tree / name)
     shutil.copyfile(Path(__file__).with_name("guest.sh"), tree / "guest.sh")
-    command = ["python3", "-m", "pytest", "-p", "no:cacheprovider", *pytest_args]
     (tree / "command").write_text("exec " + shlex.join(command) + "\n")
     images = Path(os.environ.get("PYCONTAIN_TEST_CACHE", "/var/cache/pycontain-test"))
     if images.is_dir():
@@ -57,6 +56,7 @@ def stage_tree(tree: Path, pytest_args: list[str]) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
         ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", ".*_cache")
         shutil.copytree(source, target, symlinks=True, ignore=ignored)
