@@ -195,7 +195,7 @@ def build_programs(target: Path, cc: str | None = None) -> list[Path]:
         made.append(output)
         if output.exists() and output.stat().st_mtime > max(p.stat().st_mtime for p in inputs):
             continue
-        partial = output.with_suffix(".new")
+        partial = output.with_suffix(f".{os.getpid()}")
         command = [*compiler, *FREESTANDING_FLAGS, *LINK_FLAGS, "-o", str(partial)]
         subprocess.run([*command, *map(str, sources)], check=True)
         partial.replace(output)  # whoever executes the old program keeps it
