@@ -59,7 +59,7 @@ class Engine:
         """The image store of the data root."""
         from pycontain.image import ImageStore
 
-        return ImageStore(f"{self.data_root}/images")
+        return ImageStore(self.data_root)
 
     # -- making ---------------------------------------------------------------------------------
 

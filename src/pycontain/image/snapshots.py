@@ -104,7 +104,21 @@ def remove(container_dir: str) -> None:
     Raises:
         KernelError: e.g. EBUSY or EXDEV, something is still mounted inside.
     """
-    remove_path(container_dir)
+    # A container that wrote nothing leaves four empty directories and a link: the common case by
+    # far, and a walk that expects hostility costs twice as much.
+    try:
+        with suppress(FileNotFoundError):
+            os.rmdir(f"{container_dir}/work/work")
+        for name in ("work", "upper"):
+            with suppress(FileNotFoundError):
+                os.rmdir(f"{container_dir}/{name}")
+        with suppress(FileNotFoundError):
+            os.unlink(f"{container_dir}/image")
+        os.rmdir(container_dir)
+    except FileNotFoundError:
+        return
+    except OSError:
+        remove_path(container_dir)
 
 
 def _make_upper(upper: str, work: str, top: str) -> None:
