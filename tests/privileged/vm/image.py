@@ -126,7 +126,11 @@ def build(*, box: bool = False) -> Image:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one build at a time; the others find it done
         if not target.is_dir():
             print(f"building {target} (about a minute)", flush=True)
-            with tempfile.TemporaryDirectory(dir=cache, prefix="build-") as scratch:
+            for interrupted in cache.glob("build-*"):
+                shutil.rmtree(interrupted)
+            with tempfile.TemporaryDirectory(
+                dir=cache, prefix="build-", ignore_cleanup_errors=True
+            ) as scratch:
                 _build_into(Path(scratch), box)
                 shutil.rmtree(Path(scratch, "root"))
                 os.chmod(scratch, 0o755)
@@ -144,8 +148,12 @@ def _build_into(scratch: Path, box: bool) -> None:
     hooks.mkdir()
     (hooks / "initramfs").write_text(INITRAMFS)
     (hooks / "modules").write_text(INITRAMFS_MODULES)
+    # namespaces of its own: an interrupted build leaves no process, and no mount of /proc, /sys or
+    # /dev under the directory that is removed then
+    alone = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
     subprocess.run(
         [
+            *alone,
             *("mmdebstrap", "--mode=root", "--variant=minbase", "--quiet"),
             "--include=" + ",".join(PACKAGES + (BOX_PACKAGES if box else ())),
             *(f"--dpkgopt=path-exclude={path}" for path in UNUSED_PATHS),
