@@ -91,7 +91,7 @@ def run(image: str, command: Any = None, *, engine: Engine | None = None, **opti
     return engine.run(image, command, **options)
 
 
-def Container(  # noqa: N802  (a class to its users)
+def Container(
     image: str, command: Any = None, *, engine: Engine | None = None, **options: Any
 ) -> _Container:
     """Return a container that does not exist yet; see `Engine.container` for every word."""
@@ -109,7 +109,7 @@ def __getattr__(name: str) -> Any:
     if name == "aio":
         value: Any = importlib.import_module("pycontain.aio")
     elif name == "__version__":
-        from pycontain._native.version import VERSION as value  # noqa: N811
+        from pycontain._native.version import VERSION as value
     elif name in _HOME_OF:
         value = getattr(importlib.import_module(f"pycontain.{_HOME_OF[name]}"), name)
     else:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pycontain.errors import ContainerNotFound, InvalidInput, PycontainError, WrongState
 from pycontain.isolation import cgroups
-from pycontain.oci import ImageConfig, Mount, Spec, User
+from pycontain.oci import ImageConfig, Spec, User
 from pycontain.runtime import blueprint as blueprints
 from pycontain.runtime.blueprint import Blueprint
 from pycontain.runtime.container import Container, remove_traces
@@ -164,7 +164,7 @@ class Engine:
         image: str,
         command: Sequence[str] | None = None,
         *,
-        input: Any = None,  # noqa: A002  (subprocess.run's own word)
+        input: Any = None,
         capture_output: bool = False,
         text: bool = False,
         encoding: str | None = None,

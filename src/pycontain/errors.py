@@ -52,7 +52,7 @@ class PycontainError(Exception):
 
 
 class InvalidInput(PycontainError, ValueError):
-    """The caller gave something that can't be right; `field` names it (`memory`, `mounts[3].source`)."""
+    """The caller gave something that can't be right; `field` names it (`memory`, `mounts[3]`)."""
 
     def __init__(self, message: str, *, field: str | None = None, hint: str | None = None) -> None:
         super().__init__(f"{field}: {message}" if field else message, hint=hint)
@@ -123,7 +123,7 @@ class KernelError(PycontainError, OSError):
 
 
 class ChildSetupError(KernelError):
-    """An op of the plan failed between clone and exec; `field` names the spec field it came from."""
+    """An op of the plan failed between clone and exec; `field` is the spec field it came from."""
 
     def __init__(
         self,

@@ -126,7 +126,7 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """`type` is mount, pid, ipc, uts, network, cgroup, user or time; new unless `path` names one."""
+    """`type`: mount, pid, ipc, uts, network, cgroup, user or time; new unless `path` names one."""
 
     type: str
     path: str | None = None

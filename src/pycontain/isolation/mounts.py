@@ -86,7 +86,7 @@ def parse_options(options: Iterable[str], field: str = "mounts") -> MountOptions
             _add_bits(bits, "", *_ATTRIBUTES[word])
         elif base is not None:  # rro, rnosuid, ... ("relatime" and "rw" matched above)
             _add_bits(bits, "recursive_", *_ATTRIBUTES[base])
-        elif word in _PROPAGATION or word[1:] in _PROPAGATION and word[0] == "r":
+        elif word in _PROPAGATION or (word[1:] in _PROPAGATION and word[0] == "r"):
             if "propagation" in found:
                 raise InvalidSpec("two propagation options", field=f"{field}.options")
             found["propagation"] = _PROPAGATION[word if word in _PROPAGATION else word[1:]]
@@ -250,8 +250,8 @@ def add_dev(
             _make_node(plan, slot, name, device, f"devices[{index}]")
     for name, target in symlinks:
         plan.op(
-            C.PYC_OP_SYMLINK, field, text=(plan.fresh(name.removeprefix("/dev/").encode()), plan.string(target)),
-            slots=(slot,), flags=C.PYC_F_EXIST_OK,
+            C.PYC_OP_SYMLINK, field, slots=(slot,), flags=C.PYC_F_EXIST_OK,
+            text=(plan.fresh(name.removeprefix("/dev/").encode()), plan.string(target)),
         )  # fmt: skip
     if console:
         node = Device("/dev/console", "f", mode=0o600)

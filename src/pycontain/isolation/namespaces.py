@@ -48,7 +48,7 @@ def clone_flags(namespaces: Sequence[Namespace], *, cgroup_later: bool) -> int:
         if namespace.type in seen:
             raise InvalidSpec(f"{namespace.type} given twice", field=f"namespaces[{index}].type")
         seen.add(namespace.type)
-        later = namespace.type == "time" or namespace.type == "cgroup" and cgroup_later
+        later = namespace.type == "time" or (namespace.type == "cgroup" and cgroup_later)
         if namespace.path is None and not later:
             flags |= CLONE_FLAGS[namespace.type]
     return flags

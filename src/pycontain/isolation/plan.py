@@ -120,7 +120,8 @@ class Plan:
         """Return the arena offset of the values, one NUL-terminated string after the other."""
         offset = len(self.arena)
         for value in values:
-            self.fresh(value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value)
+            data = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+            self.fresh(data)
         if len(self.arena) == offset:
             self.arena.append(0)
         return offset

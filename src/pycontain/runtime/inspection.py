@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pycontain.isolation.capabilities import names as capability_names
@@ -20,7 +20,7 @@ def timestamp(seconds: float) -> str:
     """Seconds since the epoch as RFC 3339 text in UTC; "" for 0."""
     if not seconds:
         return ""
-    moment = datetime.fromtimestamp(seconds, timezone.utc)
+    moment = datetime.fromtimestamp(seconds, UTC)
     return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 

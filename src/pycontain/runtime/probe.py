@@ -70,7 +70,7 @@ def _features(problems: list[str]) -> dict[str, bool]:
         "overlay": (lambda: _filesystem("overlay"), "CONFIG_OVERLAY_FS (modprobe overlay)"),
         "seccomp": (lambda: _proc("sys/kernel/seccomp/actions_avail"), "CONFIG_SECCOMP_FILTER"),
         "pressure": (lambda: _proc("pressure/cpu"), "CONFIG_PSI (boot with psi=1)"),
-        "pidfd_exit_info": (lambda: _release(6, 15), "Linux 6.15: exit codes of an orphaned moment"),
+        "pidfd_exit_info": (lambda: _release(6, 15), "Linux 6.15 (exit codes without a monitor)"),
     }
     found = {}
     for name, (check, needs) in checks.items():
@@ -114,8 +114,8 @@ def _count(host: Host) -> int:
 def _rootless(problems: list[str]) -> None:
     """What usually stands in the way of an ordinary user."""
     for path, bad, text in (
-        ("/proc/sys/kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1"),
-        ("/proc/sys/user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=15000"),
+        ("/proc/sys/kernel/unprivileged_userns_clone", "0", "that sysctl set to 1"),
+        ("/proc/sys/user/max_user_namespaces", "0", "that sysctl set to 15000, say"),
         (
             "/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1",
             "an AppArmor profile with `userns,`",

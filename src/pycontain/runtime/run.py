@@ -15,8 +15,8 @@ from pycontain import _native
 from pycontain._native import C
 from pycontain.errors import NotFound, TimeoutExpired, WrongState
 from pycontain.runtime import launch
-from pycontain.runtime.liveness import is_alive
 from pycontain.runtime.launcher import Launcher, Link, MonitorLost
+from pycontain.runtime.liveness import is_alive
 from pycontain.runtime.outcome import exit_record
 from pycontain.usage import ExitRecord
 
