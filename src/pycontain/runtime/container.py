@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pycontain.errors import (
     ContainerNotFound,
     NotFound,
+    PycontainError,
     TimeoutExpired,
     WrongState,
 )
@@ -165,10 +166,12 @@ class Container:
                 raise
         return self
 
-    def start(self, *, quiet: bool = False) -> Container:
+    def start(self, *, quiet: bool = False, wait: bool = True) -> Container:
         """Its process has executed the command; a second start of an ended one begins anew.
 
-        Args: quiet: do not wait for the exec; an error is then raised by the first wait.
+        Args:
+            quiet: do not wait for the exec; an error is then raised by the first wait.
+            wait: False leaves the waiting to `finish_start`, once `fileno` is readable.
         Raises: CommandNotFound, CommandNotExecutable, ChildSetupError, Unsupported, KernelError,
             each naming the option or spec field; the container is then as before the start.
         """
@@ -193,7 +196,7 @@ class Container:
                 quiet=quiet,
             )
             self._run = Run(self.host.launcher, self.id, state_dir, started)
-            if not quiet:
+            if wait and not quiet:
                 self._run.await_start()
         except BaseException:
             self._close_run()
@@ -204,6 +207,17 @@ class Container:
             if self._streams is not None:
                 self._streams.started()
         return self
+
+    def finish_start(self) -> None:
+        """Its process has executed the command: the second half of `start(wait=False)`.
+
+        Raises: as `start`.
+        """
+        try:
+            self._run.await_start()
+        except BaseException:
+            self._close_run()
+            raise
 
     def _open_fifos(self, state_dir: str, close: list[int]) -> tuple[int, int, int]:
         """FIFOs that the container itself holds open both ways: no reader's death is its EPIPE."""
@@ -494,7 +508,10 @@ class Container:
         """
         if not self._exists:
             return
-        ended = self.poll()
+        try:
+            ended = self.poll()
+        except PycontainError:  # a quiet start failed and nobody waited for it: nothing runs
+            ended = None
         if ended is None and self._run.live() is not None:
             if not force:
                 raise WrongState(

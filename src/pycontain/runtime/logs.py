@@ -11,13 +11,14 @@ import errno
 import os
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 from pycontain.errors import KernelError
 from pycontain.runtime.inotify import CREATED, DELETED, MODIFIED, Watch
 
-__all__ = ["LogLine", "read"]
+__all__ = ["LogLine", "Pause", "read", "steps"]
 
 _BLOCK_BYTES = 1 << 16
 _ATTEMPTS = 1000  # a rotation is a few renames
@@ -46,6 +47,18 @@ class LogLine(NamedTuple):
         return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{nsec:09d}Z"
 
 
+@dataclass(slots=True)
+class Pause:
+    """Nothing more is in the log now. Wait on `watch`, for `timeout_usec` unless that is -1.
+
+    Whoever waited sets `over` if it is not to go on.
+    """
+
+    watch: Watch
+    timeout_usec: int
+    over: bool = False
+
+
 def read(
     path: str,
     *,
@@ -69,11 +82,37 @@ def read(
 
     A record that is being written is left for the next read. A log that does not exist is empty.
     """
+    with closing(
+        steps(path, since=since, until=until, tail=tail, follow=follow, stdout=stdout,
+              stderr=stderr, state_dir=state_dir)
+    ) as found:  # fmt: skip
+        for step in found:
+            if isinstance(step, Pause):
+                step.over = not step.watch.wait(stop_fd, step.timeout_usec)
+            else:
+                yield step
+
+
+def steps(
+    path: str,
+    *,
+    since: float | None = None,
+    until: float | None = None,
+    tail: int | None = None,
+    follow: bool = False,
+    stdout: bool = True,
+    stderr: bool = True,
+    state_dir: str | None = None,
+) -> Generator[LogLine | Pause, None, None]:
+    """As `read`, for who waits in other ways: yields a `Pause` wherever `read` would wait."""
     streams = {name for name, wanted in (("stdout", stdout), ("stderr", stderr)) if wanted}
     first_nsec = None if since is None else round(since * 1_000_000_000)
     last_nsec = None if until is None else round(until * 1_000_000_000)
-    with closing(_records(path, tail, streams, follow, state_dir, stop_fd, last_nsec)) as records:
+    with closing(_records(path, tail, streams, follow, state_dir, last_nsec)) as records:
         for line in records:
+            if isinstance(line, Pause):
+                yield line
+                continue
             if last_nsec is not None and line.time_nsec > last_nsec:
                 if not follow:
                     continue  # the streams' records may be out of order by a little
@@ -88,9 +127,8 @@ def _records(
     streams: set[str],
     follow: bool,
     state_dir: str | None,
-    stop_fd: int,
     last_nsec: int | None,
-) -> Generator[LogLine, None, None]:
+) -> Generator[LogLine | Pause, None, None]:
     """All records from where `tail` says; owns the descriptors of the files meanwhile."""
     with ExitStack() as stack:
         # Watched before the first look, so that no change falls in between.
@@ -109,7 +147,9 @@ def _records(
             yield from files.read()
             if ended or watch is None:
                 return
-            if not watch.wait(stop_fd, _time_left(last_nsec)):
+            pause = Pause(watch, _time_left(last_nsec))
+            yield pause
+            if pause.over:
                 yield from files.read()
                 return
 

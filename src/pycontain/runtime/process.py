@@ -139,11 +139,13 @@ class Exec:
         columns: int = 0,
         timeout: float | str | None = None,
         detach: bool = False,
+        wait: bool = True,
         **quotas: Any,
     ) -> Exec:
         """Return the started process.
 
         Args:
+            wait: False leaves the waiting for the exec to `finish_start`.
             timeout: seconds after which the monitor kills it and all its descendants.
             detach: it outlives this handle and this program; its output goes nowhere.
             quotas: memory, cpus, pids, ... of this process alone, inside the container's.
@@ -171,8 +173,6 @@ class Exec:
                 timeout_usec=0 if timeout is None else parse_duration(timeout, field="timeout"),
                 state_dir=state_dir,
             )  # fmt: skip
-            run = Run(container.host.launcher, f"{container.id}/{exec_id}", state_dir, started)
-            run.await_start()
         except BaseException:
             if streams is not None:
                 streams.close()
@@ -180,7 +180,23 @@ class Exec:
             raise
         if streams is not None:
             streams.started()
-        return cls(container, exec_id, process.args, run, cgroup, streams)
+        run = Run(container.host.launcher, f"{container.id}/{exec_id}", state_dir, started)
+        process_ = cls(container, exec_id, process.args, run, cgroup, streams)
+        if wait:
+            process_.finish_start()
+        return process_
+
+    def finish_start(self) -> None:
+        """The process has executed the command: the second half of `start(wait=False)`.
+
+        Raises: as `start`.
+        """
+        try:
+            self._run.await_start()
+        except BaseException:
+            self.close()
+            self._cgroup.remove()
+            raise
 
     def fileno(self) -> int:
         """A descriptor that is readable once it has ended."""
@@ -232,6 +248,11 @@ class Exec:
     def resize(self, rows: int, columns: int) -> None:
         """Its terminal has this size."""
         self.container.host.launcher.resize(self._run.id, rows, columns)
+
+    @property
+    def streams(self) -> Streams | None:
+        """Our ends of its pipes, if it was started with any."""
+        return self._streams
 
     def close(self) -> None:
         """Let go. Unless detached it is killed if it still runs."""

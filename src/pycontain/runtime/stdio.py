@@ -14,7 +14,7 @@ from typing import IO, Any, Protocol
 
 from pycontain.errors import InvalidInput
 
-__all__ = ["DEVNULL", "PIPE", "STDOUT", "Streams", "communicate"]
+__all__ = ["DEVNULL", "PIPE", "STDOUT", "Streams", "communicate", "drain"]
 
 PIPE, STDOUT, DEVNULL = -1, -2, -3  # the values of the subprocess module
 Stream = int | IO[Any] | None
@@ -24,6 +24,7 @@ _NAMES = ("stdin", "stdout", "stderr")
 
 class _Ending(Protocol):
     def fileno(self) -> int: ...
+    def poll(self) -> object | None: ...
 
 
 class Streams:
@@ -94,8 +95,8 @@ def communicate(
     """Feed `data` to stdin and read both outputs until the container has ended.
 
     Returns (stdout, stderr, ended); an output that is no pipe is None. `ended` is False when
-    `timeout` seconds passed first. Ended means that `ending` became readable; what a background
-    process of an exec may still hold open is not waited for.
+    `timeout` seconds passed first. Ended means what `ending.poll` says: a lost monitor makes it
+    readable too. What a background process of an exec may still hold open is not waited for.
     """
     pending = memoryview(data or b"")
     outputs: dict[int, list[bytes]] = {}
@@ -110,7 +111,8 @@ def communicate(
         if fd >= 0:
             outputs[fd] = []
             poll.register(fd, select.POLLIN)
-    poll.register(ending.fileno(), select.POLLIN)
+    ending_fd = ending.fileno()
+    poll.register(ending_fd, select.POLLIN)
     deadline = None if timeout is None else time.monotonic() + timeout
     ended = False
     while not ended:
@@ -122,12 +124,16 @@ def communicate(
             if fd == stdin:
                 pending = _feed(streams, poll, pending)
             elif fd in outputs:
-                if not _drain(fd, outputs[fd], 1):
+                if not drain(fd, outputs[fd], 1):
                     poll.unregister(fd)
-            else:
+            elif ending.poll() is not None:
                 ended = True
+            else:  # the monitor was replaced, and with it our connection
+                poll.unregister(ending_fd)
+                ending_fd = ending.fileno()
+                poll.register(ending_fd, select.POLLIN)
     for fd, chunks in outputs.items():
-        _drain(fd, chunks, None)
+        drain(fd, chunks, None)
     texts = [
         b"".join(outputs[streams.parent[name]]) if name in streams.parent else None
         for name in ("stdout", "stderr")
@@ -151,7 +157,7 @@ def _feed(streams: Streams, poll: select.poll, pending: memoryview) -> memoryvie
     return pending
 
 
-def _drain(fd: int, chunks: list[bytes], most: int | None) -> bool:
+def drain(fd: int, chunks: list[bytes], most: int | None) -> bool:
     """Read up to `most` chunks, or all there is. False at the end of the stream."""
     while most is None or most > 0:
         try:
