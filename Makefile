@@ -85,7 +85,7 @@ test:
 	.ci/sections test-packages venv lint lint-c asan test-unit test-privileged test-vm
 
 test-packages:
-	dpkg-query -W -f '$${Status}\n' $(TEST_PACKAGES) 2>&1 | grep -vq ' installed$$' || exit 0; \
+	@dpkg-query -W -f '$${Status}\n' $(TEST_PACKAGES) 2>&1 | grep -vq ' installed$$' || exit 0; \
 	apt-get update -q </dev/null && DEBIAN_FRONTEND=noninteractive \
 		apt-get install -qy --no-install-recommends $(TEST_PACKAGES) </dev/null
 

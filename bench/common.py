@@ -87,6 +87,7 @@ def setting() -> Iterator[Setting]:
         try:
             yield Setting(scratch, rootfs, cgroup, state, scratch / "data")
         finally:
+            stop_monitor(state)
             for path, _, _ in os.walk(cgroup, topdown=False):
                 os.rmdir(path)
             shutil.rmtree(state)
@@ -110,11 +111,11 @@ def spawn_usec(command: list[str], *, env: Mapping[str, str] | None = None) -> f
     return elapsed
 
 
-def monitor_pids(used: Setting) -> list[int]:
+def monitor_pids(state_root: Path) -> list[int]:
     """The monitor's worker and its keeper, or nothing if none runs for this state root."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
         try:
-            client.connect(str(used.state_root / "monitor.sock"))
+            client.connect(str(state_root / "monitor.sock"))
         except OSError:
             return []
         from pycontain import _native
@@ -127,15 +128,15 @@ def monitor_pids(used: Setting) -> list[int]:
     return [worker, keeper] if pair else [worker]
 
 
-def stop_monitor(used: Setting) -> None:
+def stop_monitor(state_root: Path) -> None:
     """Ask the monitor to leave, and wait until it has."""
-    pidfds = [os.pidfd_open(pid) for pid in monitor_pids(used)]
+    pidfds = [os.pidfd_open(pid) for pid in monitor_pids(state_root)]
     if not pidfds:
         return
     from pycontain import _native
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
-        client.connect(str(used.state_root / "monitor.sock"))
+        client.connect(str(state_root / "monitor.sock"))
         client.send(_native.encode_request(_native.C.PYC_REQ_SHUTDOWN))
         client.recv(1 << 16)
     for pidfd in pidfds:

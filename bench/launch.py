@@ -198,7 +198,6 @@ def main() -> int:
     with common.setting() as used:
         for part in options.only.split(","):
             figures += PARTS[part](used, options.count)
-        common.stop_monitor(used)
     return common.report("launch: /true, start to exit", figures, as_json=options.json)
 
 

@@ -60,7 +60,7 @@ def measure_monitor(used: Setting, options: argparse.Namespace) -> list[Figure]:
 
 def _resident_bytes(used: Setting) -> int:
     total = 0
-    for pid in common.monitor_pids(used):
+    for pid in common.monitor_pids(used.state_root):
         with open(f"/proc/{pid}/smaps_rollup") as rollup:
             total += sum(int(line.split()[1]) for line in rollup if line.startswith("Rss:"))
     return total * 1024
@@ -68,7 +68,7 @@ def _resident_bytes(used: Setting) -> int:
 
 def _cpu_ticks(used: Setting) -> int:
     ticks = 0
-    for pid in common.monitor_pids(used):
+    for pid in common.monitor_pids(used.state_root):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         ticks += int(fields[11]) + int(fields[12])
     return ticks
@@ -175,7 +175,6 @@ def main() -> int:
     with common.setting() as used:
         for part in options.only.split(","):
             figures += PARTS[part](used, options)
-        common.stop_monitor(used)
     return common.report("memory and upkeep", figures, as_json=options.json)
 
 
