@@ -61,6 +61,19 @@ class Engine:
 
         return ImageStore(self.data_root)
 
+    def close(self) -> None:
+        """Give up idle connections and directory descriptors; containers are not affected.
+
+        An engine that is used again opens them anew.
+        """
+        self.host.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
     # -- making ---------------------------------------------------------------------------------
 
     def container(

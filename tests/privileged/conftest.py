@@ -169,11 +169,12 @@ def leak_guard(state_root: Path, data_root: Path) -> Iterator[None]:
 
 
 @pytest.fixture
-def engine(state_root: Path, data_root: Path) -> Engine:
+def engine(state_root: Path, data_root: Path) -> Iterator[Engine]:
     """An engine with empty stores; its monitor is stopped after the test."""
     from pycontain import Engine
 
-    return Engine(state_root=str(state_root), data_root=str(data_root))
+    with Engine(state_root=str(state_root), data_root=str(data_root)) as made:
+        yield made
 
 
 def stop_monitor(root: Path) -> list[str]:

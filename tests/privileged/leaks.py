@@ -55,7 +55,8 @@ def _descriptors() -> Iterator[str]:
             target = os.readlink(f"/proc/self/fd/{entry}")
         except OSError:
             continue  # the descriptor of the listing itself
-        if not target.endswith("/fd"):
+        # One device program for each set of rules is kept for the life of the process, by design.
+        if not target.endswith("/fd") and target != "anon_inode:bpf-prog":
             yield f"fd {entry} -> {target}"
 
 

@@ -69,6 +69,13 @@ class Host:
         """The containers' state documents; the directory is made on first use."""
         return StateStore(self.state_root)
 
+    def close(self) -> None:
+        """Idle connections and directory descriptors are closed; the next use opens them anew."""
+        self.launcher.close()
+        states = self.__dict__.pop("states", None)
+        if states is not None:
+            states.close()
+
     @property
     def seccomp_cache(self) -> str:
         """Where compiled filters are kept."""

@@ -247,6 +247,7 @@ _CALLS = {
 }  # fmt: skip
 _HINTS = {
     ("MOVE_MOUNT", 40): "a symbolic link of the image stands in the way, which is refused",
+    ("MOVE_MOUNT", 2): "a symbolic link on the way leads to nothing in the image",
     ("MOVE_MOUNT", 30): "the mount point does not exist and the root file system is read-only",
     ("MOVE_MOUNT", 20): "a file can only be mounted on a file, a directory on a directory",
     ("RLIMIT", 1): "raising a hard limit needs CAP_SYS_RESOURCE",
