@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import signal as signals
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ from pycontain.usage import ExitRecord, Usage
 
 if TYPE_CHECKING:
     from pycontain._native import NativeLive
-    from pycontain.runtime.logs import LogLine
+    from pycontain.runtime.logs import LogLine, Pause
     from pycontain.runtime.process import Exec, Result
     from pycontain.runtime.processes import ProcessInfo
 
@@ -259,6 +259,11 @@ class Container:
         """A descriptor that is readable once the container has ended; for selectors."""
         return self._run.fileno()
 
+    @property
+    def connected(self) -> bool:
+        """Whether `fileno` is at hand: no monitor has to be asked for it."""
+        return self._run.connected
+
     def wait(self, timeout: float | None = None) -> ExitRecord:
         """Return how it ended, once it has.
 
@@ -320,16 +325,20 @@ class Container:
         ended = self.poll()
         if ended is not None:
             return ended
-        with suppress(WrongState):
-            self.terminate()
-        with suppress(WrongState, OSError, NotFound):
-            if self._is_frozen():  # a frozen process can't act on a signal
-                self.resume()
+        self.ask_to_stop()
         try:
             return self.wait(timeout_sec)
         except TimeoutExpired:
             self.kill()
             return self.wait(_KILL_WAIT_SEC)
+
+    def ask_to_stop(self) -> None:
+        """It has its stop signal and is not frozen; nothing happens if it does not run."""
+        with suppress(WrongState):
+            self.terminate()
+        with suppress(WrongState, OSError, NotFound):
+            if self._is_frozen():  # a frozen process can't act on a signal
+                self.resume()
 
     # -- quotas, accounting, freezing -----------------------------------------------------------
 
@@ -407,19 +416,24 @@ class Container:
         """
         from pycontain.runtime import logs
 
+        return logs.read(
+            self._require_log(), since=since, until=until, tail=tail, follow=follow,
+            state_dir=self.state_dir,
+        )  # fmt: skip
+
+    def log_steps(self, **options: Any) -> Generator[LogLine | Pause, None, None]:
+        """As `logs`, for who waits in other ways: yields a `logs.Pause` where that would wait."""
+        from pycontain.runtime import logs
+
+        return logs.steps(self._require_log(), state_dir=self.state_dir, **options)
+
+    def _require_log(self) -> str:
         if not self.blueprint.log:
             raise WrongState(
                 f"the output of {self.name} was not logged: it ran in the foreground",
                 hint="start it detached, or with log=True",
             )
-        return logs.read(
-            self.log_path,
-            since=since,
-            until=until,
-            tail=tail,
-            follow=follow,
-            state_dir=self.state_dir,
-        )
+        return self.log_path
 
     def attach(self) -> Any:
         """Return a socket that is the container's terminal; closing it detaches. The caller owns it.

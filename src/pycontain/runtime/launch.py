@@ -223,7 +223,7 @@ def spawn_exec(
         | (C.PYC_R_TERMINAL if process.terminal else 0)
         | (0 if survive else C.PYC_R_EPHEMERAL),
         id=f"{blueprint.id}/{exec_id}",
-        state_dir=state_dir,
+        state_dir=state_dir if survive else "",
         log_path="",
         kill_path=cgroup.kill_path or "",
         log_max_bytes=0,

@@ -202,6 +202,11 @@ class Exec:
         """A descriptor that is readable once it has ended."""
         return self._run.fileno()
 
+    @property
+    def connected(self) -> bool:
+        """Whether `fileno` is at hand: no monitor has to be asked for it."""
+        return self._run.connected
+
     def wait(self, timeout: float | None = None) -> ExitRecord:
         """Return how it ended, once it has.
 

@@ -76,6 +76,11 @@ class Run:
         """A descriptor that is readable once it has ended."""
         return self._connection().fileno()
 
+    @property
+    def connected(self) -> bool:
+        """Whether `fileno` is at hand: no monitor has to be asked for it."""
+        return self._link is not None
+
     def _connection(self) -> Link:
         if self._link is None:
             self._link = self._launcher.watch(self.id)
