@@ -28,6 +28,9 @@ BUILD = HERE.parent / "build" / "bench"
 CGROUP_ROOT = "/sys/fs/cgroup"
 NAMESPACE_FLAG = "PYCONTAIN_BENCH_NAMESPACE"
 
+# The plain cgroup2 of a hybrid host has no controllers, and the peers' bundles ask for none.
+NO_LIMITS = {"pids": -1}
+
 Contender = Callable[[], float]  # runs once, returns microseconds
 
 

@@ -22,7 +22,8 @@ def exec_once(stack: ExitStack, used: Setting) -> Contender:
     import pycontain
 
     engine = pycontain.Engine(state_root=str(used.state_root), data_root=str(used.data_root))
-    container = stack.enter_context(engine.container(f"rootfs:{used.rootfs}", ["/pause"]))
+    image = f"rootfs:{used.rootfs}"
+    container = stack.enter_context(engine.container(image, ["/pause"], **common.NO_LIMITS))
     container.start()
 
     def run() -> float:

@@ -32,7 +32,7 @@ def start_once(used_rootfs: str, state_root: str, data_root: str) -> Contender:
 
     def run() -> float:
         started = time.perf_counter_ns()
-        result = pycontain.run(image, ["/true"], engine=engine)
+        result = pycontain.run(image, ["/true"], pids=-1, engine=engine)
         elapsed = (time.perf_counter_ns() - started) / 1e3
         if result.exit_code != 0:
             raise RuntimeError(f"pycontain: exit code {result.exit_code}")
@@ -156,7 +156,8 @@ def measure_shell(used: Setting, count: int) -> list[Figure]:
         "PYCONTAIN_STATE": str(used.state_root),
         "PYCONTAIN_DATA": str(used.data_root),
     }
-    command = [str(program), "run", "--rm", "--rootfs", str(used.rootfs), "/true"]
+    options = ["--rm", "--pids-limit", "-1", "--rootfs", str(used.rootfs)]
+    command = [str(program), "run", *options, "/true"]
     contenders: dict[str, Contender | None] = {
         "pycontain run": lambda: common.spawn_usec(command, env=environment),
         IN_PROCESS: _ours(used),

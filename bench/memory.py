@@ -38,10 +38,10 @@ def measure_monitor(used: Setting, options: argparse.Namespace) -> list[Figure]:
     image = f"rootfs:{used.rootfs}"
     with ExitStack() as stack:
         for _ in range(2):
-            stack.enter_context(engine.container(image, ["/pause"])).start()
+            stack.enter_context(engine.container(image, ["/pause"], **common.NO_LIMITS)).start()
         few_bytes = _resident_bytes(used)
         for _ in range(options.containers):
-            stack.enter_context(engine.container(image, ["/pause"])).start()
+            stack.enter_context(engine.container(image, ["/pause"], **common.NO_LIMITS)).start()
         many_bytes = _resident_bytes(used)
         before = _cpu_ticks(used)
         time.sleep(IDLE_SEC)  # the quantity measured is CPU time over a period
@@ -83,7 +83,8 @@ def _state_bytes(used: Setting) -> int:
 def measure_stats(used: Setting, options: argparse.Namespace) -> list[Figure]:
     """One `stats()` of a running container."""
     samples = []
-    with _engine(used).container(f"rootfs:{used.rootfs}", ["/pause"]) as container:
+    image = f"rootfs:{used.rootfs}"
+    with _engine(used).container(image, ["/pause"], **common.NO_LIMITS) as container:
         container.start()
         for _ in range(options.count):
             started = time.perf_counter_ns()
