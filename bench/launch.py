@@ -156,6 +156,7 @@ def measure_shell(used: Setting, count: int) -> list[Figure]:
         "PYCONTAIN_STATE": str(used.state_root),
         "PYCONTAIN_DATA": str(used.data_root),
     }
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its bytecode
     options = ["--rm", "--pids-limit", "-1", "--rootfs", str(used.rootfs)]
     command = [str(program), "run", *options, "/true"]
     contenders: dict[str, Contender | None] = {
