@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pycontain.errors import ContainerNotFound, InvalidInput, PycontainError, WrongState
 from pycontain.isolation import cgroups
-from pycontain.oci import ImageConfig, Spec, User
+from pycontain.oci import IdMap, ImageConfig, Spec, User
 from pycontain.runtime import blueprint as blueprints
 from pycontain.runtime.blueprint import Blueprint
 from pycontain.runtime.container import Container, remove_traces
@@ -107,7 +107,7 @@ class Engine:
         data_dir = self.host.data_dir(container_id)
         return Container(
             self.host, blueprint, stdin=stdin, stdout=stdout, stderr=stderr,
-            prepare=None if found.rootfs_dir else lambda: _prepare(data_dir, found),
+            prepare=None if found.rootfs_dir else lambda: _prepare(data_dir, found, blueprint.spec),
         )  # fmt: skip
 
     def _blueprint(
@@ -335,10 +335,25 @@ def default_engine() -> Engine:
     return _default
 
 
-def _prepare(data_dir: str, image: Image) -> None:
+def _prepare(data_dir: str, image: Image, spec: Spec) -> None:
     from pycontain.image import snapshots
 
     snapshots.prepare(data_dir, image)
+    if spec.uid_mappings:  # the layers are mapped when they are mounted; what is written is not
+        upper = f"{data_dir}/upper"
+        status = os.stat(upper)
+        os.chown(
+            upper, _on_host(status.st_uid, spec.uid_mappings),
+            _on_host(status.st_gid, spec.gid_mappings),
+        )  # fmt: skip
+
+
+def _on_host(container_id: int, maps: Sequence[IdMap]) -> int:
+    """Return what an id of the container is on the host; -1, "no change", if it has no place."""
+    for extent in maps:
+        if extent.container_id <= container_id < extent.container_id + extent.size:
+            return extent.host_id + container_id - extent.container_id
+    return -1
 
 
 def _remove_tree(path: str) -> None:

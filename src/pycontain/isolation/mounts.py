@@ -9,14 +9,16 @@ Source: runtime-spec config.md "Linux mount options", mount_setattr(2), fsopen(2
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 
 from pycontain import _native
 from pycontain._native import C
-from pycontain.errors import InvalidSpec, KernelError, NotFound
+from pycontain.errors import InvalidSpec, KernelError, NotFound, Unsupported
 from pycontain.isolation.plan import Plan
 from pycontain.oci import Device, IdMap, Mount
 
@@ -124,7 +126,7 @@ def open_host_mount(mount: Mount, field: str) -> tuple[int, bool]:
     if mount.source_fd >= 0:
         fd = os.dup(mount.source_fd)
     elif mount.type == "overlay":
-        return _native.fs_mount("overlay", options.data, options.set), True
+        return _open_overlay(mount, options, field), True
     else:
         fd = _open_bind(mount, options, field)
     try:
@@ -150,6 +152,37 @@ def _open_bind(mount: Mount, options: MountOptions, field: str) -> int:
             ) from None
         error.field = f"{field}.source"
         raise
+
+
+def _open_overlay(mount: Mount, options: MountOptions, field: str) -> int:
+    """An overlay can't be idmapped, but its layers can: each is cloned, mapped, and stacked by fd.
+
+    The upper layer is not: the kernel writes to it with our ids, which a map does not have, so on
+    disk it has the host's. Detached mounts as layers need Linux 6.15
+    (tools/testing/selftests/filesystems/overlayfs/set_layers_via_fds.c).
+    """
+    if not mount.uid_mappings:
+        return _native.fs_mount("overlay", options.data, options.set)
+    mapped = replace(mount, type="bind", options=("bind", "idmap"))
+    with ExitStack() as stack:
+        data = []
+        for word in options.data:
+            key, _, value = word.partition("=")
+            if key == "lowerdir":  # one option for all, as before Linux 6.8
+                raise Unsupported("userns with layers", needs="Linux 6.15")
+            if key == "lowerdir+":
+                fd, _ = open_host_mount(replace(mapped, source=value), field)
+                stack.callback(os.close, fd)
+                word = f"{key}=/proc/self/fd/{fd}"
+            data.append(word)
+        try:
+            return _native.fs_mount("overlay", data, options.set)
+        except KernelError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            raise Unsupported(
+                "userns with layers", needs="Linux 6.15", hint="or use rootfs:DIRECTORY"
+            ) from error
 
 
 def _set_attributes(fd: int, mount: Mount, options: MountOptions, field: str) -> None:

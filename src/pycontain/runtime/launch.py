@@ -48,9 +48,18 @@ class Started(NamedTuple):
     command: str
 
 
-def open_rootfs(blueprint: Blueprint) -> int:
-    """Return a detached mount of the container's root file system; the caller closes the fd."""
-    return open_host_mount(blueprint.rootfs, "rootfs")[0]
+def open_rootfs(blueprint: Blueprint, *, mapped: bool = False) -> int:
+    """Return a detached mount of the container's root file system; the caller closes the fd.
+
+    Images have the container's ids on disk; `mapped` shows them as a user namespace has them. An
+    overlay is always mapped, because its upper layer is written so.
+    """
+    mount, spec = blueprint.rootfs, blueprint.spec
+    if spec.uid_mappings and (mapped or mount.type == "overlay"):
+        mount = replace(
+            mount, uid_mappings=spec.uid_mappings, gid_mappings=spec.gid_mappings
+        )
+    return open_host_mount(mount, "rootfs" + (" (userns)" if mount.uid_mappings else ""))[0]
 
 
 def filter_for(host: Host, blueprint: Blueprint, process: Process) -> bytes | None:
@@ -68,13 +77,16 @@ def filter_for(host: Host, blueprint: Blueprint, process: Process) -> bytes | No
 
 def _expand_masks(spec: Spec) -> Spec:
     """Paths with a "*" depend on this machine's CPUs: find them on the host's own /sys."""
-    if not any("*" in path for path in spec.masked_paths):
+    patterns = [path for path in spec.masked_paths if "*" in path]
+    if not patterns:
         return spec
-    import glob
+    paths = [path for path in spec.masked_paths if "*" not in path]
+    for pattern in patterns:
+        # The first CPU always exists: what it lacks no other has, and that is one call, not ten.
+        if os.path.lexists(pattern.replace("*", "0")):
+            import glob
 
-    paths: list[str] = []
-    for path in spec.masked_paths:
-        paths += sorted(glob.glob(path)) if "*" in path else [path]
+            paths += sorted(glob.glob(pattern))
     return replace(spec, masked_paths=tuple(paths))
 
 
@@ -159,7 +171,7 @@ def spawn(
     Raises: whatever was refused before the monitor took over; nothing is left behind then.
     """
     with ExitStack() as stack, ExitStack() as undo:
-        rootfs_fd = open_rootfs(blueprint)
+        rootfs_fd = open_rootfs(blueprint, mapped=True)
         stack.callback(os.close, rootfs_fd)
         cgroup = make_cgroup(host, blueprint.cgroup, blueprint.spec.resources)
         undo.callback(cgroup.remove)
