@@ -13,6 +13,7 @@ from . import manifest as documents
 from .content import ContentStore, Row, locked
 from .ingest import Places, chain_ids, clear_staging, layer_directory
 from .removal import remove_path
+from .snapshots import image_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +30,9 @@ def in_use(places: Places) -> set[Digest]:
     used: set[Digest] = set()
     with suppress(FileNotFoundError):
         for name in os.listdir(f"{places.root}/containers"):
-            with suppress(OSError):
-                used.add(Digest(os.readlink(f"{places.root}/containers/{name}/image")))
+            digest = image_of(f"{places.root}/containers/{name}")
+            if digest is not None:
+                used.add(digest)
     return used
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 from pycontain import _native
@@ -15,6 +16,7 @@ _DIRECTORIES = (("dev", 0o755), ("etc", 0o755), ("proc", 0o555), ("sys", 0o555),
 _PASSWD = b"root:x:0:0:root:/:/hello\n"
 
 
+@functools.cache
 def program() -> tuple[bytes, str]:
     """Returns the program and its hash, which tells whether the stored image is of this version."""
     data = _native.binary_path("hello").read_bytes()

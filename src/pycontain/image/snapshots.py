@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pycontain.errors import InvalidInput, Unsupported
-from pycontain.oci import Mount
+from pycontain.oci import Digest, Mount
 
 from .removal import remove_path
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from . import Image
 
 MAX_LAYERS = 500
+_WORK, _EMPTY = "work.", "empty."
 _OPTION_PAGE_BYTES = 4000
 # What a layer can't say by itself: see "metacopy" and "redirect_dir" in overlayfs.rst on
 # untrusted layers. index=off: a lower directory may be shared by many containers.
@@ -41,15 +42,19 @@ def prepare(
     Raises:
         Unsupported: more layers than the kernel stacks, or a colon in a path on Linux < 6.5.
     """
-    with suppress(FileExistsError):
-        os.makedirs(container_dir, mode=0o700)
-    with suppress(FileExistsError):
-        os.symlink(image.id, f"{container_dir}/image")  # `prune` spares what containers use
+    try:
+        os.mkdir(container_dir, 0o700)
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
+        os.makedirs(container_dir, 0o700, exist_ok=True)
     if readonly and len(image.layers) == 1:
         with suppress(FileExistsError):
-            os.mkdir(f"{container_dir}/empty", 0o755)
+            os.mkdir(f"{container_dir}/{_named(_EMPTY, image)}", 0o755)
     elif not readonly and image.layers:
-        _make_upper(f"{container_dir}/upper", f"{container_dir}/work", image.layers[-1])
+        _make_upper(
+            f"{container_dir}/upper", f"{container_dir}/{_named(_WORK, image)}", image.layers[-1]
+        )
     return describe(container_dir, image, readonly=readonly, volatile=volatile)
 
 
@@ -63,10 +68,12 @@ def describe(
     if not lower:
         raise InvalidInput(f"image {image.id} has no layers")
     if readonly and len(lower) == 1:
-        lower.append(f"{container_dir}/empty")  # overlayfs wants two layers if none is writable
+        # overlayfs wants two layers if none is writable
+        lower.append(f"{container_dir}/{_named(_EMPTY, image)}")
     options = lower_options(lower)
     if not readonly:
-        options += [f"upperdir={container_dir}/upper", f"workdir={container_dir}/work"]
+        work = f"{container_dir}/{_named(_WORK, image)}"
+        options += [f"upperdir={container_dir}/upper", f"workdir={work}"]
         if volatile:
             options.append("volatile")
     options += _SAFE
@@ -104,16 +111,14 @@ def remove(container_dir: str) -> None:
     Raises:
         KernelError: e.g. EBUSY or EXDEV, something is still mounted inside.
     """
-    # A container that wrote nothing leaves four empty directories and a link: the common case by
-    # far, and a walk that expects hostility costs twice as much.
+    # A container that wrote nothing leaves four empty directories: the common case by far, and a
+    # walk that expects hostility costs twice as much.
     try:
-        with suppress(FileNotFoundError):
-            os.rmdir(f"{container_dir}/work/work")
-        for name in ("work", "upper"):
-            with suppress(FileNotFoundError):
-                os.rmdir(f"{container_dir}/{name}")
-        with suppress(FileNotFoundError):
-            os.unlink(f"{container_dir}/image")
+        for name in os.listdir(container_dir):
+            if name.startswith(_WORK):
+                with suppress(FileNotFoundError):
+                    os.rmdir(f"{container_dir}/{name}/work")
+            os.rmdir(f"{container_dir}/{name}")
         os.rmdir(container_dir)
     except FileNotFoundError:
         return
@@ -121,14 +126,32 @@ def remove(container_dir: str) -> None:
         remove_path(container_dir)
 
 
+def image_of(container_dir: str) -> Digest | None:
+    """Returns the image that the container's layer was prepared from; None if it has none.
+
+    It stands in the name of a directory, because a file of its own costs more than the rest.
+    """
+    with suppress(OSError):
+        for name in os.listdir(container_dir):
+            kind, _, digest = name.partition(".")
+            if kind + "." in (_WORK, _EMPTY):
+                return Digest(digest.replace(".", ":"))
+    return None
+
+
+def _named(kind: str, image: Image) -> str:
+    return kind + image.id.replace(":", ".")
+
+
 def _make_upper(upper: str, work: str, top: str) -> None:
     """The upper directory exists with the attributes of the image's root, which it replaces."""
-    with suppress(FileExistsError):
+    try:
         os.mkdir(work, 0o700)
-    with suppress(FileNotFoundError, NotADirectoryError):
-        # The kernel leaves it after a volatile mount; whoever prepares again accepts the loss.
-        os.stat(f"{work}/work/incompat/volatile")
-        remove_path(f"{work}/work/incompat")
+    except FileExistsError:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            # The kernel leaves it after a volatile mount; who prepares again accepts the loss.
+            os.stat(f"{work}/work/incompat/volatile")
+            remove_path(f"{work}/work/incompat")
     try:
         os.mkdir(upper, 0o700)
     except FileExistsError:

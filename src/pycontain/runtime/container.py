@@ -535,7 +535,7 @@ class Container:
             with suppress(WrongState):
                 self.wait(_KILL_WAIT_SEC)
         self._close_run()
-        remove_traces(self.host, self.id, self.blueprint.cgroup)
+        remove_traces(self.host, self.id, self.blueprint.cgroup, self.name)
         self._exists = False
 
     def __enter__(self) -> Container:
@@ -550,11 +550,11 @@ class Container:
             self._close_run()
 
 
-def remove_traces(host: Host, container_id: str, cgroup: str) -> None:
+def remove_traces(host: Host, container_id: str, cgroup: str, name: str | None = None) -> None:
     """Remove the cgroup, the data and at last the state of a container that does not run."""
     if cgroup:
         with suppress(NotFound):
             Cgroup.open(host.layout(), cgroup).remove()
     host.remove_data(container_id)
     with suppress(ContainerNotFound):
-        host.states.remove(container_id)
+        host.states.remove(container_id, name)

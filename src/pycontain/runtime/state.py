@@ -235,12 +235,15 @@ class StateStore:
             f"no container is called {text!r}", hint=f"there is {', '.join(near)}" if near else None
         )
 
-    def remove(self, container_id: str) -> None:
-        """The container does not exist; it need not have. Its processes are not looked at."""
+    def remove(self, container_id: str, name: object = None) -> None:
+        """The container does not exist; it need not have. Its processes are not looked at.
+
+        Args: name: its name, if the caller knows it; else it is looked up.
+        """
         check_name(container_id, field="id")
-        name: object = None
-        with suppress(ContainerNotFound, WrongState):
-            name = self.load(container_id).get("name")
+        if not isinstance(name, str) or self._named(name) != container_id:  # renamed meanwhile
+            with suppress(ContainerNotFound, WrongState):
+                name = self.load(container_id).get("name")
         # Its state unread, any name may be its own.
         names = [name] if isinstance(name, str) else os.listdir(self._names_fd)
         for each in filter(None, names):
@@ -368,6 +371,14 @@ class StateStore:
 
     def _remove_tree(self, container_id: str) -> None:
         """The directory is gone. It is small and ours; links in it are not followed."""
+        try:  # most hold these alone
+            for name in ("exit", "live", "state.json"):
+                with suppress(FileNotFoundError):
+                    os.unlink(f"{container_id}/{name}", dir_fd=self._dir_fd)
+            os.rmdir(container_id, dir_fd=self._dir_fd)
+            return
+        except OSError:
+            pass
         import shutil
 
         with suppress(FileNotFoundError):
