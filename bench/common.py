@@ -115,7 +115,7 @@ def spawn_usec(command: list[str], *, env: Mapping[str, str] | None = None) -> f
 
 
 def monitor_pids(state_root: Path) -> list[int]:
-    """The monitor's worker and its keeper, or nothing if none runs for this state root."""
+    """The monitor's worker and keeper, or nothing if none runs for this state root."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
         try:
             client.connect(str(state_root / "monitor.sock"))
@@ -126,9 +126,8 @@ def monitor_pids(state_root: Path) -> list[int]:
         client.send(_native.encode_request(_native.C.PYC_REQ_INFO))
         worker = _native.decode_reply(client.recv(1 << 16)).pid
     keeper = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
-    name = Path(f"/proc/{worker}/comm").read_text()
-    pair = keeper > 1 and Path(f"/proc/{keeper}/comm").read_text() == name
-    return [worker, keeper] if pair else [worker]
+    kept = Path(f"/proc/{keeper}/comm").read_text() == "pyc:keeper\n"
+    return [worker, keeper] if kept else [worker]
 
 
 def stop_monitor(state_root: Path) -> None:

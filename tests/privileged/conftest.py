@@ -204,16 +204,15 @@ def stop_monitor(root: Path) -> list[str]:
 
 
 def _monitor_pids(client: socket.socket) -> list[int]:
-    """The monitor's worker and, if it is one of the pair, its keeper."""
+    """The monitor's worker, and its keeper unless that has died."""
     from pycontain import _native
 
     client.send(_native.encode_request(_native.C.PYC_REQ_INFO))
     worker = _native.decode_reply(client.recv(1 << 16)).pid
     stat = Path(f"/proc/{worker}/stat").read_text()
     keeper = int(stat.rpartition(")")[2].split()[1])
-    name = Path(f"/proc/{worker}/comm").read_text()
-    pair = keeper > 1 and Path(f"/proc/{keeper}/comm").read_text() == name
-    return [worker, keeper] if pair else [worker]
+    kept = Path(f"/proc/{keeper}/comm").read_text() == "pyc:keeper\n"
+    return [worker, keeper] if kept else [worker]
 
 
 def _all_ended(pidfds: list[int]) -> bool:

@@ -25,18 +25,20 @@ Snapshot = Counter[str]
 
 
 def of_process() -> Snapshot:
-    """Descriptors and children of this process, and mounts of its namespace."""
-    return Counter([*_descriptors(), *_children(), *_mounts()])
+    """Descriptors and children of this process."""
+    return Counter([*_descriptors(), *_children()])
 
 
 def of_machine() -> Snapshot:
-    """Cgroups, namespaces, links, nft tables and files of ours anywhere on this machine."""
-    return Counter([*_cgroups(), *_network(), *_files(STATE_ROOT)])
+    """All mounts, and what is ours of cgroups, namespaces, links, nft tables and files."""
+    return Counter([*_mounts(), *_cgroups(), *_network(), *_files(STATE_ROOT)])
 
 
 def of_roots(state_root: Path, data_root: Path) -> Snapshot:
-    """Containers in two directories, and processes that were started for this state root."""
+    """Containers in two directories, mounts below them, processes started for the state root."""
     found = [*_files(state_root), *_processes(str(state_root))]
+    roots = (f"mount {state_root}/", f"mount {data_root}/")
+    found += [mount for mount in _mounts() if mount.startswith(roots)]
     for part in ("containers", "tmp"):
         found += _files(data_root / part)
     return Counter(found)
