@@ -2,7 +2,7 @@
 
 ``python tests/privileged/vm/run.py [pytest arguments]`` builds the image (once), stages pycontain
 and its tests on a second disk, boots, prints what pytest prints and exits with its exit code.
-Without arguments it runs all of tests/privileged but what is marked ``host``. The machine has no
+Without paths it runs all of tests/privileged but what is marked ``host``. The machine has no
 network. ``run.py --exec python3 bench/memory.py`` runs something else in it.
 
 Environment:
@@ -51,7 +51,8 @@ def guest_command(args: list[str]) -> list[str]:
     if args[:1] == ["--exec"]:
         return args[1:]
     color = "--color=yes" if sys.stdout.isatty() else "--color=no"
-    return [*PYTEST, color, *(args or DEFAULT_ARGS)]
+    everything = all(arg.startswith("-") for arg in args)
+    return [*PYTEST, color, *(DEFAULT_ARGS if everything else ()), *args]
 
 
 def accelerator(booted: image.Image) -> list[str]:
