@@ -120,4 +120,5 @@ class Host:
         A copy in memory, because what a container executes it can open through /proc/1/exe: the
         installed file must be out of reach (CVE-2019-5736).
         """
-        return _native.memfd(name, _native.binary_path(name).read_bytes(), seal=True)
+        program = _native.binary_path(name).read_bytes()
+        return _native.memfd(name, program, seal=True, executable=True)
