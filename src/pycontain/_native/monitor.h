@@ -179,6 +179,7 @@ long log_open(uint32_t index);
 void log_pump(uint32_t index, struct stream *stream);
 void log_drain(uint32_t index);
 void log_retry(uint32_t index);
+void log_terminal(uint32_t index, const uint8_t *bytes, uint32_t count);
 
 /* monitor_cri.c: pure */
 enum { CRI_PREFIX_BYTES = 48, CRI_SEGMENT_BYTES = 16384 };
@@ -189,7 +190,6 @@ uint32_t cri_lines(const uint8_t *raw, uint32_t raw_bytes, uint32_t *ret_used, c
 /* monitor_tty.c */
 void tty_opened(uint32_t index);
 void tty_ready(uint32_t index, uint32_t events);
-void tty_said(uint32_t index, const uint8_t *bytes, uint32_t count);
 void tty_drain(uint32_t index);
 bool tty_quiet(uint32_t index);
 void tty_close(uint32_t index);
