@@ -252,7 +252,9 @@ class FakeEngine:
         if not image.startswith(("debian", "rootfs:")):
             raise ImageNotFound(f"no image {image!r}", hint="see 'pycontain image ls'")
         self.made.append((image, command, options))
-        return FakeContainer(self, options["options"].name or "made_up", end=self.end)
+        return FakeContainer(
+            self, options["options"].name or f"made_up_{len(self.made)}", end=self.end
+        )
 
     def get(self, reference: str) -> FakeContainer:
         for container in self.containers:

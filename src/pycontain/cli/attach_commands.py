@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pycontain.cli.arguments import Arguments, Command, Option, UsageError
@@ -15,7 +16,7 @@ from pycontain.cli.session import (
     check_terminal,
     say_why_it_ended,
 )
-from pycontain.errors import InvalidInput, WrongState
+from pycontain.errors import InvalidInput, NotFound, WrongState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -45,10 +46,14 @@ def relay(
     """Copy between our terminal and `sock` until its end; True if the detach keys were typed."""
     from pycontain.runtime import console
 
+    def resize(rows: int, columns: int) -> None:
+        with suppress(NotFound, WrongState):  # it ended meanwhile, which the relay will see
+            on_resize(rows, columns)
+
     options = {} if detach_keys is None else {"detach_keys": detach_keys}
     with sock:
         left: bool = console.relay(
-            sock, stdin_fd=0 if interactive else -1, stdout_fd=1, on_resize=on_resize, **options
+            sock, stdin_fd=0 if interactive else -1, stdout_fd=1, on_resize=resize, **options
         )
         return left
 

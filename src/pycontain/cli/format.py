@@ -1,9 +1,9 @@
 """`--format`: json, table, or a template: the part of Go's text/template that docker users type.
 
-A template only reads: fields of the value (`{{.State.Pid}}`), `{{json .}}`,
-`{{index .Labels "a"}}`, `{{upper .}}`, `{{lower .}}`, `{{title .}}`, `{{len .}}`, `{{join .Args " "}}`, `{{println .}}`,
-pipes, `{{range .}}...{{end}}`, `{{if .}}...{{else}}...{{end}}`. Nothing is evaluated as Python, and
-no attribute is reached: values are dicts, lists and scalars only.
+A template only reads: fields of the value (`{{.State.Pid}}`), the functions json, index, join,
+len, lower, println, title and upper (`{{index .Labels "a"}}`), pipes, `{{range .}}...{{end}}` and
+`{{if .}}...{{else}}...{{end}}`. Nothing is evaluated as Python, and no attribute is reached: values
+are dicts, lists and scalars only.
 """
 
 from __future__ import annotations

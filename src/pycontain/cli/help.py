@@ -94,9 +94,7 @@ def whole_parser() -> argparse.ArgumentParser:
                 made = verbs.add_parser(group, help=f"verbs about {group}s")
                 groups[group] = made.add_subparsers(dest="subverb")
             parent = groups[group]
-        one = parent.add_parser(
-            name, help=command.summary.replace("%", "%%"), add_help=False
-        )
+        one = parent.add_parser(name, help=command.summary.replace("%", "%%"), add_help=False)
         one.add_argument("--help", action="help", help="say more about this verb")
         _add_options(one, command.options)
         if command.complete:

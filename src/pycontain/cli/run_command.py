@@ -23,6 +23,8 @@ from pycontain.cli.session import (
 from pycontain.errors import AlreadyExists, WrongState
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pycontain.cli.app import Context
     from pycontain.engine import Engine
     from pycontain.runtime.container import Container
@@ -127,33 +129,39 @@ def _run(arguments: Arguments, context: Context) -> int:
         return _dry_run(arguments, context)
     if arguments.detach:
         container = _make(arguments, context, stdio=None, detach=True)
-        _start_or_remove(container)
+        _start_or_remove(container, arguments.cidfile)
         print(container.id)
         return 0
     check_terminal(arguments.interactive, arguments.tty)
     if arguments.tty:
         container = _make(arguments, context, stdio=None, detach=True)
-        _start_or_remove(container)
+        _start_or_remove(container, arguments.cidfile)
         if relay_terminal(container, arguments.interactive, arguments.detach_keys):
             return 0
         record = container.wait()
     else:
         stdio = (stdin_fd(arguments.interactive), 1, 2)
         container = _make(arguments, context, stdio=stdio, detach=not arguments.sig_proxy)
-        record = _foreground(container, arguments.sig_proxy)
+        record = _foreground(
+            container,
+            lambda: _start_or_remove(container, arguments.cidfile),
+            sig_proxy=arguments.sig_proxy,
+        )
     return finish(container, record, remove=arguments.rm, stats=arguments.stats)
 
 
-def _foreground(container: Container, sig_proxy: bool) -> ExitRecord:
+def _foreground(
+    container: Container, start: Callable[[], object], *, sig_proxy: bool
+) -> ExitRecord:
     """Start a container that has our descriptors, and return how it ended.
 
     Without `sig_proxy` signals have their usual effect on us and none on the container.
     """
     if not sig_proxy:
-        _start_or_remove(container)
+        start()
         return container.wait()
     with SignalForwarder() as signals:
-        _start_or_remove(container)
+        start()
         try:
             signals.wait(container)
             return container.wait()
@@ -162,12 +170,14 @@ def _foreground(container: Container, sig_proxy: bool) -> ExitRecord:
             raise
 
 
-def _start_or_remove(container: Container) -> None:
+def _start_or_remove(container: Container, cidfile: str | None) -> None:
     """Start a container that was just made; a failed start leaves nothing of it."""
     try:
         container.start()
     except BaseException:
         container.remove(force=True)
+        if cidfile is not None:
+            os.unlink(cidfile)
         raise
 
 
@@ -195,7 +205,7 @@ def _start(arguments: Arguments, context: Context) -> int:
         raise UsageError("works with one container only", field="--attach")
     container = context.engine().get(arguments.operands[0])
     if _has_our_streams(container):
-        return finish(container, _foreground(container, sig_proxy=True))
+        return finish(container, _foreground(container, container.start, sig_proxy=True))
     since = time.time()
     container.start()
     return attach_to(container, arguments.interactive, arguments.detach_keys, since=since)
