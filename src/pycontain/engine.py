@@ -117,6 +117,8 @@ class Engine:
         command: Sequence[str],
         options: RunOptions,
         container_id: str,
+        *,
+        make: bool = True,
     ) -> Blueprint:
         from pycontain.image import snapshots
 
@@ -127,7 +129,7 @@ class Engine:
             image.config, command, options, resolve_user=resolve_user, container_id=container_id
         )
         labels = {**dict(image.config.labels), **parse_pairs(options.labels, field="labels")}
-        parent = options.cgroup_parent or self.host.cgroup_parent()
+        parent = options.cgroup_parent or self.host.cgroup_parent(start=make)
         from pycontain.runtime.units import parse_bytes, parse_duration
 
         return Blueprint(
@@ -230,7 +232,7 @@ class Engine:
         container_id = new_id()
         found = self.images.resolve(image)
         blueprint = self._blueprint(
-            image, found, command or (), _options(options, words), container_id
+            image, found, command or (), _options(options, words), container_id, make=False
         )
         with ExitStack() as stack:
             plan = launch.prepare(self.host, blueprint, stack, stdio=(0, 1, 2), rootfs_fd=3)
@@ -275,7 +277,7 @@ class Engine:
         return PruneReport(tuple(removed), leftovers, max(0, before - self.host.data_bytes()))
 
     def _prune_one(self, container_id: str, document: Any, exited: bool) -> bool:
-        cgroup = f"{self.host.cgroup_parent()}/{container_id}"
+        cgroup = f"{self.host.cgroup_parent(start=False)}/{container_id}"
         try:
             container = self.get(container_id) if document is not None else None
             status = self.host.states.status(container_id)
@@ -300,7 +302,7 @@ class Engine:
     def _prune_leftovers(self, kept: set[str]) -> tuple[str, ...]:
         """Cgroups and data directories of ours whose container does not exist."""
         found = []
-        layout, parent = self.host.layout(), self.host.cgroup_parent()
+        layout, parent = self.host.layout(), self.host.cgroup_parent(start=False)
         alive = kept | set(self.host.states.ids())
         for name in cgroups.children(layout, parent):
             if name not in alive and _is_id(name):

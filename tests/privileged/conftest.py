@@ -175,6 +175,7 @@ def engine(state_root: Path, data_root: Path) -> Iterator[Engine]:
 
     with Engine(state_root=str(state_root), data_root=str(data_root)) as made:
         yield made
+        made.prune()
 
 
 def stop_monitor(root: Path) -> list[str]:

@@ -11,14 +11,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pycontain import _native
-from pycontain.isolation import cgroups
+from pycontain.isolation import cgroups, cgroups_systemd
 from pycontain.runtime.launcher import Launcher
 from pycontain.runtime.state import StateStore
 
 if TYPE_CHECKING:
     from pycontain.isolation.cgroups import Layout
-
-_CGROUP_PARENT = "pycontain"
 
 __all__ = ["Host", "default_data_root", "default_state_root"]
 
@@ -110,9 +108,26 @@ class Host:
             return 0
         return (found.f_blocks - found.f_bfree) * found.f_frsize
 
-    def cgroup_parent(self) -> str:
-        """The cgroup below which containers are made, relative to each hierarchy's root."""
-        return _CGROUP_PARENT
+    def cgroup_parent(self, *, start: bool = True) -> str:
+        """The cgroup below which containers are made, relative to each hierarchy's root.
+
+        One per state root: who prunes one root must not take the others' cgroups for leftovers.
+        Where systemd owns the tree it is a scope that systemd delegates, kept by the monitor, which
+        is started for it; with `start` False it is only named.
+        """
+        layout = self.layout()
+        if layout.v2_root is None or not cgroups_systemd.booted_with_systemd():
+            if self.state_root == "/run/pycontain":
+                return cgroups_systemd.DEFAULT_PARENT
+            import zlib
+
+            return f"pycontain-{zlib.crc32(os.fsencode(self.state_root)):08x}"
+        if not start:
+            return f"system.slice/{cgroups_systemd.scope_name(self.state_root)}"
+        worker = self.launcher.info().pid
+        with open(f"/proc/{worker}/stat", "rb") as file:
+            keeper = int(file.read().rpartition(b")")[2].split()[1])
+        return cgroups_systemd.ensure_parent(layout, (worker, keeper), state_root=self.state_root)
 
     def open_program(self, name: str) -> int:
         """Return a sealed copy of one of our static programs; the caller closes the fd.
