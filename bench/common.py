@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parent / "build" / "bench"
@@ -29,7 +30,7 @@ CGROUP_ROOT = "/sys/fs/cgroup"
 NAMESPACE_FLAG = "PYCONTAIN_BENCH_NAMESPACE"
 
 # The plain cgroup2 of a hybrid host has no controllers, and the peers' bundles ask for none.
-NO_LIMITS = {"pids": -1}
+NO_LIMITS: dict[str, Any] = {"pids": -1}
 
 Contender = Callable[[], float]  # runs once, returns microseconds
 

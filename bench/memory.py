@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -43,15 +42,16 @@ def measure_monitor(used: Setting, options: argparse.Namespace) -> list[Figure]:
         for _ in range(options.containers):
             stack.enter_context(engine.container(image, ["/pause"], **common.NO_LIMITS)).start()
         many_bytes = _resident_bytes(used)
-        before = _cpu_ticks(used)
+        pids = common.monitor_pids(used.state_root)
+        before = _cpu_nsec(pids)
         time.sleep(IDLE_SEC)  # the quantity measured is CPU time over a period
-        idle = (_cpu_ticks(used) - before) / os.sysconf("SC_CLK_TCK") / IDLE_SEC
+        idle = (_cpu_nsec(pids) - before) / 1e9 / IDLE_SEC
         state = _state_bytes(used) / (options.containers + 2)
     growth = max(0, many_bytes - few_bytes) / options.containers
     name = f"{options.containers} containers"
     return [
         Figure(f"monitor and keeper, resident, {name}", many_bytes / 2**20, "MiB", 1.5),
-        Figure(f"monitor and keeper, idle CPU, {name}", idle * 100, "%", 0),
+        Figure(f"monitor and keeper, idle CPU, {name}", idle * 100, "%", 0.01),
         Figure("monitor's growth per container", growth / 1024, "KiB"),
         Figure("state directory per container, in pages", state / 1024, "KiB"),
         Figure("overhead per container", (growth + state) / 1024, "KiB", 16),
@@ -66,12 +66,8 @@ def _resident_bytes(used: Setting) -> int:
     return total * 1024
 
 
-def _cpu_ticks(used: Setting) -> int:
-    ticks = 0
-    for pid in common.monitor_pids(used.state_root):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks
+def _cpu_nsec(pids: list[int]) -> int:
+    return sum(int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) for pid in pids)
 
 
 def _state_bytes(used: Setting) -> int:
