@@ -275,6 +275,10 @@ class Container:
         """Return how it ended, or None if it has not; never waits."""
         return self._run.poll()
 
+    def recorded(self) -> ExitRecord | None:
+        """Return how it ended if that is on disk, or None; any thread may ask at any time."""
+        return self._run.recorded()
+
     @property
     def streams(self) -> Streams | None:
         """Our ends of its pipes, if it was started with any."""
@@ -363,13 +367,13 @@ class Container:
 
         Raises: WrongState: it was never started.
         """
+        ended = self.recorded()  # leaves the connection to who waits
+        if ended is not None:
+            return ended.usage
         try:
             return self.open_cgroup().stat()
         except NotFound:
-            ended = self.poll()
-            if ended is None:
-                raise WrongState(f"{self.name} is not running", status="created") from None
-            return ended.usage
+            raise WrongState(f"{self.name} is not running", status="created") from None
 
     def pause(self) -> None:
         """None of its processes runs until `resume`."""
@@ -392,7 +396,8 @@ class Container:
         try:
             return self.open_cgroup()
         except NotFound:
-            raise WrongState(f"{self.name} is not running", status=str(self.status)) from None
+            status = str(self.status) if self._exists else None
+            raise WrongState(f"{self.name} is not running", status=status) from None
 
     def top(self) -> list[ProcessInfo]:
         """Its processes, by pid of the host."""

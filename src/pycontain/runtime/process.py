@@ -8,7 +8,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pycontain.errors import ContainerFailed, InvalidInput, TimeoutExpired, WrongState
+from pycontain.errors import (
+    ContainerFailed,
+    InvalidInput,
+    PycontainError,
+    TimeoutExpired,
+    WrongState,
+)
 from pycontain.isolation import capabilities
 from pycontain.oci import Process, Resources
 from pycontain.runtime import launch
@@ -162,8 +168,13 @@ class Exec:
         if detach:
             os.makedirs(state_dir, 0o700)
             stdin = stdout = stderr = DEVNULL
+        _require_running(container)
         pidfd = container.pidfd()
-        cgroup = container.open_cgroup().sub(exec_id, resources)
+        try:
+            cgroup = container.open_cgroup().sub(exec_id, resources)
+        except PycontainError:
+            _require_running(container)  # it ended meanwhile: that is the better answer
+            raise
         streams = None
         try:
             streams = None if tty else Streams(stdin, stdout, stderr)
@@ -276,6 +287,11 @@ class Exec:
     def __del__(self) -> None:
         with suppress(Exception):
             self.close()
+
+
+def _require_running(container: Container) -> None:
+    if container.recorded() is not None:
+        raise WrongState(f"{container.name} is not running", status="exited")
 
 
 def _process(

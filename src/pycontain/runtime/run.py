@@ -125,6 +125,12 @@ class Run:
                 return None
         return self._exit
 
+    def recorded(self) -> ExitRecord | None:
+        """Return how it ended as the file says, or None; any thread may ask at any time."""
+        if self._exit is None:
+            self._read_exit_file()
+        return self._exit
+
     def _read_exit_file(self) -> bool:
         try:
             with open(f"{self.state_dir}/exit", "rb") as file:

@@ -268,10 +268,11 @@ class StateStore:
                     return Status.EXITED
                 self.load(container_id)
                 return Status.CREATED
-            if live.status == _native.C.PYC_ST_EXITED or not is_alive(
-                live.pid, live.pid_start_ticks
-            ):
+            if live.status == _native.C.PYC_ST_EXITED:
                 return Status.EXITED
+            if not is_alive(live.pid, live.pid_start_ticks):
+                started = live.status == _native.C.PYC_ST_RUNNING  # else the start was refused
+                return Status.EXITED if started else Status.CREATED
         except ContainerNotFound:
             raise
         except (PycontainError, OSError):
