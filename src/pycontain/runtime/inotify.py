@@ -1,15 +1,12 @@
-"""Waiting for changes of directories, without polling.
-
-Python has no inotify, and one small use does not earn a place in our extension: libc's two calls
-by ctypes, imported only when somebody follows a log. Source: inotify(7).
-"""
+"""Waiting for changes of directories, without polling. Source: inotify(7)."""
 
 from __future__ import annotations
 
+import errno
 import os
 import select
-from typing import Any
 
+from pycontain import _native
 from pycontain.errors import KernelError
 
 __all__ = ["CREATED", "DELETED", "MODIFIED", "Watch"]
@@ -24,25 +21,17 @@ class Watch:
     """Changes in some directories since it was made. It owns one file descriptor until `close`."""
 
     def __init__(self) -> None:
-        import ctypes
-
-        self._libc: Any = ctypes.CDLL(None, use_errno=True)
-        self._errno = ctypes.get_errno
-        self.fd = int(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
-        if self.fd < 0:
-            raise KernelError(
-                self._errno(), "inotify_init1()", hint="fs.inotify.max_user_instances is a limit"
-            )
+        self.fd = _native.inotify_init()
 
     def add(self, path: str, events: int) -> bool:
         """Changes of `events` in the directory `path` count from now on; False if there is none."""
-        result = self._libc.inotify_add_watch(self.fd, os.fsencode(path), events | _ONLY_DIRECTORY)
-        if result >= 0:
-            return True
-        error = self._errno()
-        if error in (2, 20):  # ENOENT, ENOTDIR
-            return False
-        raise KernelError(error, f'inotify_add_watch("{path}")')
+        try:
+            _native.inotify_add_watch(self.fd, path, events | _ONLY_DIRECTORY)
+        except KernelError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                return False
+            raise
+        return True
 
     def wait(self, stop_fd: int = -1, timeout_usec: int = -1) -> bool:
         """Something has changed since the last call; False if `stop_fd` or the time ended it."""

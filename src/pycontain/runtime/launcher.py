@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import array
 import errno
-import fcntl
 import os
-import select
 import socket
 import time
 from collections import deque
@@ -35,16 +33,12 @@ from pycontain.errors import (
     TimeoutExpired,
     WrongState,
 )
+from pycontain.runtime.starter import START_TIMEOUT_SEC, start_monitor
 
 SOCKET_NAME = "monitor.sock"
-_READY_FD = 3
-_START_TIMEOUT_SEC = 10.0
 _POOL_LIMIT = 16
 _SUN_PATH_BYTES = 108
 _INT_BYTES = array.array("i").itemsize
-# linux/pidfd.h (Linux 6.15): _IOWR(0xFF, 11, struct pidfd_info), of 64 bytes in its first version
-_PIDFD_GET_INFO = 0xC040FF0B
-_PIDFD_INFO_EXIT = 8
 
 
 class MonitorLost(InternalError):
@@ -335,14 +329,14 @@ class Launcher:
         The answer matters: a monitor that is about to leave can take a connection with it, but
         none leaves while it serves somebody.
         """
-        deadline = time.monotonic() + _START_TIMEOUT_SEC
+        deadline = time.monotonic() + START_TIMEOUT_SEC
         pause_sec = 0.001
         started = False
         while True:
             try:
                 connection = self._dial()
             except (FileNotFoundError, ConnectionRefusedError):
-                started = self._start() or started
+                started = start_monitor(self.state_root, self.idle_sec, self._program) or started
             except OSError as error:
                 call = f"connect({self.state_root}/{SOCKET_NAME})"
                 raise KernelError(error.errno or errno.EIO, call) from error
@@ -379,43 +373,6 @@ class Launcher:
             )
         return reply.pid
 
-    def _start(self) -> bool:
-        """Start a monitor and return True once it listens; False if another one was faster."""
-        try:
-            os.makedirs(self.state_root, 0o700, exist_ok=True)
-        except OSError as error:
-            call = f"mkdir({self.state_root})"
-            raise KernelError(error.errno or errno.EIO, call) from error
-        image = _sealed_image(self._program)
-        try:
-            ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
-            try:
-                pid = os.posix_spawn(
-                    f"/proc/self/fd/{image}",
-                    ["pycontain-monitor", self.state_root, str(self.idle_sec)],
-                    {},
-                    file_actions=[(os.POSIX_SPAWN_DUP2, ready_write, _READY_FD)],
-                )
-            finally:
-                os.close(ready_write)
-        finally:
-            os.close(image)
-        try:
-            poller = select.poll()
-            poller.register(ready_read, select.POLLIN)
-            poller.poll(int(_START_TIMEOUT_SEC * 1000))
-            os.set_blocking(ready_read, False)
-            ready = _read_ready(ready_read)
-        finally:
-            os.close(ready_read)
-        code = _reap(pid)
-        if code not in (0, None):
-            raise InternalError(
-                f"the monitor did not start (exit code {code})",
-                hint=f"is {self.state_root} a directory of this user, not on a read-only disk?",
-            )
-        return ready
-
 
 def _require_ok(reply: NativeReply | NativeExit, id: str) -> None:
     """Return if the reply is OK.
@@ -428,93 +385,3 @@ def _require_ok(reply: NativeReply | NativeExit, id: str) -> None:
     if reply.err == errno.ENOENT:
         raise ContainerNotFound(f"nothing called {id} runs")
     raise WrongState(f"{id}: {os.strerror(reply.err)}")
-
-
-def _sealed_image(program: str | None) -> int:
-    """Return an fd of a sealed memfd with the monitor's program; 10 or higher."""
-    with open(program or _native.binary_path("monitor"), "rb") as file:
-        image = _native.memfd("pycontain-monitor", file.read(), seal=True, executable=True)
-    try:
-        # Out of the way of the readiness pipe, which becomes descriptor 3 before the exec.
-        return fcntl.fcntl(image, fcntl.F_DUPFD_CLOEXEC, 10)
-    finally:
-        os.close(image)
-
-
-def _read_ready(fd: int) -> bool:
-    try:
-        return os.read(fd, 1) != b""
-    except BlockingIOError:
-        return False
-
-
-def _reap(pid: int) -> int | None:
-    """Return the exit code of our child, which ends at once; None if somebody else reaped it."""
-    try:
-        _, status = os.waitpid(pid, 0)
-    except ChildProcessError:  # the host program has a waitpid(-1) thread, or ignores SIGCHLD
-        return None
-    return os.waitstatus_to_exitcode(status)
-
-
-# ---- exit codes that outlive every monitor ------------------------------------------------------
-
-
-def pin_pidfd(pidfd: int, path: str) -> bool:
-    """The kernel remembers how this process ends for as long as `path` exists.
-
-    The pidfd is bind-mounted on the file `path`, so its exit code can be had even if the monitor's
-    keeper and worker were both killed before it ended. `unpin_pidfd` gives it up.
-
-    Returns:
-        False where the kernel can't (before Linux 6.15, or without CAP_SYS_ADMIN).
-    """
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-        flags = _native.OPEN_TREE_CLONE | _native.OPEN_TREE_CLOEXEC | _native.AT_EMPTY_PATH
-        tree = _native.open_tree(pidfd, "", flags)
-    except OSError:
-        return False
-    try:
-        _native.move_mount(tree, "", _native.AT_FDCWD, path, _native.MOVE_MOUNT_F_EMPTY_PATH)
-    except KernelError:
-        return False
-    finally:
-        os.close(tree)
-    return True
-
-
-def unpin_pidfd(path: str) -> None:
-    """Neither mount nor file `path` exists. Idempotent."""
-    for _ in range(2):  # the mount, then the file beneath it
-        try:
-            os.unlink(path)
-            return
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise KernelError(error.errno or errno.EIO, f"unlink({path})") from error
-            _native.umount2(path, _native.MNT_DETACH | _native.UMOUNT_NOFOLLOW)
-
-
-def exit_from_pin(path: str) -> int | None:
-    """Return the wait status (as of waitpid) of a pinned process that has been reaped, else None.
-
-    Source: include/uapi/linux/pidfd.h, PIDFD_GET_INFO and PIDFD_INFO_EXIT (Linux 6.15).
-    """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return None
-    try:
-        info = bytearray(64)
-        info[0] = _PIDFD_INFO_EXIT
-        fcntl.ioctl(fd, _PIDFD_GET_INFO, info)
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
-    if not info[0] & _PIDFD_INFO_EXIT:
-        return None
-    return int.from_bytes(info[60:64], "little")
