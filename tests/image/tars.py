@@ -34,7 +34,7 @@ def header(
     tail: bytes | None = None,
     checksum: int | None = None,
 ) -> bytes:
-    """A header block; a field given as bytes is taken as it is. `tail` is what follows offset 345."""
+    """A header block; a field given as bytes is taken as it is. `tail` begins at offset 345."""
     # The tests' own ids, so that those who are not root may give them.
     uid = os.getuid() if uid is None else uid
     gid = os.getgid() if gid is None else gid

@@ -151,10 +151,13 @@ class Tree:
         """Returns a new descriptor of `path`, which the caller closes."""
         return _native.openat2(self.root_fd, path or b".", flags, resolve=IN_ROOT)
 
-    def make_directory(self, parent_fd: int, name: bytes, path: bytes) -> bool:
-        """`name` is a directory; returns False if it was one before. Any other file is replaced.
+    def make_directory(
+        self, parent_fd: int, name: bytes, path: bytes, *, only_whiteout: bool = False
+    ) -> bool:
+        """`name` is a directory; returns True if there was nothing. Another file is replaced.
 
-        A directory in the place of a whiteout is opaque: the whiteout's meaning stays.
+        A directory in the place of a whiteout is opaque: the whiteout's meaning stays. With
+        `only_whiteout` any other file, also a link that leads nowhere, is an UnsafeLayer.
         """
         try:
             os.mkdir(name, 0o700, dir_fd=parent_fd)
@@ -163,11 +166,13 @@ class Tree:
             info = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
         if stat.S_ISDIR(info.st_mode):
             return False
+        if only_whiteout and not is_whiteout(info):
+            raise UnsafeLayer("parent is not a directory", entry=show(path))
         self.remove(parent_fd, name, path)
         os.mkdir(name, 0o700, dir_fd=parent_fd)
         if is_whiteout(info):
             set_opaque(parent_fd, name)
-        return True
+        return False
 
     def remove(self, parent_fd: int, name: bytes, path: bytes) -> None:
         """`name`, which an earlier entry of this layer made, is gone with all below it.
@@ -217,14 +222,10 @@ class Tree:
                 try:
                     next_fd = self.open(path, PATH_DIRECTORY)
                 except KernelError as e:
-                    if e.errno == errno.ENOTDIR:
-                        info = os.stat(name, dir_fd=fd, follow_symlinks=False)
-                        if not is_whiteout(info):
-                            raise UnsafeLayer("parent is not a directory", entry=show(path)) from e
-                        in_lower = False
-                    elif e.errno != errno.ENOENT:
+                    if e.errno not in (errno.ENOENT, errno.ENOTDIR):
                         raise
-                    self.make_directory(fd, name, path)
+                    if not self.make_directory(fd, name, path, only_whiteout=True):
+                        in_lower = False
                     found = self._lower_attributes(path) if in_lower else None
                     in_lower = found is not None
                     self.directories[path] = found or Attributes()
