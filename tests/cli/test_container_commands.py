@@ -172,7 +172,7 @@ def test_top_stats_and_update_columns(cli: Cli, three: FakeEngine) -> None:
 
 
 def test_logs_keep_bytes_and_streams(
-    cli: Cli, engine: FakeEngine, capfdbinary: pytest.CaptureFixture[bytes]
+    engine: FakeEngine, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     """Each line goes to its own stream, as bytes; pieces of a line are put together."""
     container = engine.add("c")
