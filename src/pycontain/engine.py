@@ -13,37 +13,29 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pycontain.errors import ContainerNotFound, InvalidInput, PycontainError, WrongState
-from pycontain.isolation import cgroups
+from pycontain.errors import InvalidInput, PycontainError
 from pycontain.oci import IdMap, ImageConfig, Spec, User
 from pycontain.runtime import blueprint as blueprints
 from pycontain.runtime.blueprint import Blueprint
-from pycontain.runtime.container import Container, remove_traces
+from pycontain.runtime.container import Container
 from pycontain.runtime.host import Host
+from pycontain.runtime.liveness import own_identity
 from pycontain.runtime.options import RunOptions, parse_pairs
 from pycontain.runtime.process import Result, decoder, finish
 from pycontain.runtime.spec import build_spec
-from pycontain.runtime.state import Status, new_id
+from pycontain.runtime.state import new_id
 from pycontain.runtime.stdio import PIPE, Stream
 
 if TYPE_CHECKING:
     from pycontain.image import Image, ImageStore
+    from pycontain.runtime.pruning import PruneReport
 
-__all__ = ["Engine", "PruneReport", "default_engine"]
+__all__ = ["Engine", "default_engine"]
 
-
-
-@dataclass(frozen=True, slots=True)
-class PruneReport:
-    """What `prune` removed: container ids, and what a crash had left without a container."""
-
-    containers: tuple[str, ...]
-    leftovers: tuple[str, ...]
-    freed_bytes: int
 
 
 class Engine:
@@ -132,6 +124,7 @@ class Engine:
         parent = options.cgroup_parent or self.host.cgroup_parent(start=make)
         from pycontain.runtime.units import parse_bytes, parse_duration
 
+        owner_pid, owner_ticks = own_identity()
         return Blueprint(
             id=container_id,
             name=options.name or container_id[:12],
@@ -154,6 +147,8 @@ class Engine:
                 else parse_duration(options.stop_timeout, field="stop_timeout")
             ),
             cgroup=f"{parent}/{container_id}",
+            owner_pid=owner_pid,
+            owner_ticks=owner_ticks,
         )
 
     def _resolve_user(
@@ -266,58 +261,9 @@ class Engine:
 
         Args: exited: False keeps containers that ended by themselves, unless marked auto_remove.
         """
-        before = self.host.data_bytes()
-        removed, kept = [], set()
-        for entry in self.host.states.ls():
-            if self._prune_one(entry.id, entry.document, exited):
-                removed.append(entry.id)
-            else:
-                kept.add(entry.id)
-        leftovers = self._prune_leftovers(kept)
-        return PruneReport(tuple(removed), leftovers, max(0, before - self.host.data_bytes()))
+        from pycontain.runtime.pruning import prune
 
-    def _prune_one(self, container_id: str, document: Any, exited: bool) -> bool:
-        cgroup = f"{self.host.cgroup_parent(start=False)}/{container_id}"
-        try:
-            container = self.get(container_id) if document is not None else None
-            status = self.host.states.status(container_id)
-        except (ContainerNotFound, WrongState):
-            container, status = None, Status.UNKNOWN
-        if status in (Status.RUNNING, Status.PAUSED):
-            return False
-        if container is not None:
-            mine = container.blueprint
-            if status == Status.CREATED and (mine.survive or self._is_young(mine.created_at)):
-                return False
-            if status == Status.EXITED and not exited and mine.survive and not mine.auto_remove:
-                return False
-            cgroup = mine.cgroup
-        remove_traces(self.host, container_id, cgroup)
-        return True
-
-    def _is_young(self, created_at: float) -> bool:
-        """Another program may be about to start it."""
-        return time.time() - created_at < 60.0
-
-    def _prune_leftovers(self, kept: set[str]) -> tuple[str, ...]:
-        """Cgroups and data directories of ours whose container does not exist."""
-        found = []
-        layout, parent = self.host.layout(), self.host.cgroup_parent(start=False)
-        alive = kept | set(self.host.states.ids())
-        for name in cgroups.children(layout, parent):
-            if name not in alive and _is_id(name):
-                with suppress(PycontainError):
-                    group = cgroups.Cgroup.open(layout, f"{parent}/{name}")
-                    group.kill()
-                    group.remove()
-                    found.append(f"cgroup {parent}/{name}")
-        for name in self.host.data_ids():
-            if name not in alive and _is_id(name):
-                self.host.remove_data(name)
-                found.append(f"data {name}")
-        if not alive:
-            cgroups.remove_parent(layout, parent)
-        return tuple(found)
+        return prune(self.host, exited=exited)
 
     def info(self) -> dict[str, Any]:
         """Return what this host can do and, where it can't, why not."""
@@ -400,10 +346,6 @@ def _signal_number(given: str | int | None, config: ImageConfig) -> int:
     if not 1 <= number <= 64:
         raise InvalidInput(f"{given or config.stop_signal!r} is no signal", field="stop_signal")
     return number
-
-
-def _is_id(name: str) -> bool:
-    return len(name) == 64 and all(c in "0123456789abcdef" for c in name)
 
 
 def _describe(spec: Spec, blueprint: Blueprint) -> str:

@@ -58,6 +58,8 @@ class Blueprint:
     stop_timeout_usec: int = 10_000_000
     cgroup: str = ""  # relative name of its cgroup, such as pycontain/<id>
     auto_remove: bool = False
+    owner_pid: int = 0  # the program that made it; without `survive` it must live
+    owner_ticks: int = 0
 
 
 # Field -> the class of its items; everything else is a plain JSON value or a tuple of such.
