@@ -48,7 +48,7 @@ IMPORT_EXCEPTIONS: dict[tuple[str, str], str] = {
 
 MODULE_LINES = 400
 FUNCTION_LINES = 50
-C_LINES = 2900  # of what runs with rights: all C but the two programs below
+C_LINES = 5000  # with comments, of what runs with rights: all C but the two programs below
 C_APART = ("hello", "init")
 # module, or module:function: why it is longer.
 SIZE_EXCEPTIONS: dict[str, str] = {}

@@ -12,11 +12,9 @@ from pycontain.isolation.cgroups import (
     detect,
     oom_facts,
     parse_sections,
-    shares_from_weight,
     usage_from_text,
-    weight_from_shares,
 )
-from pycontain.isolation.cgroups_limits import v2_settings
+from pycontain.isolation.cgroups_limits import shares_from_weight, v2_settings, weight_from_shares
 from pycontain.isolation.cgroups_v1 import v1_settings
 from pycontain.oci import IoLimit, Resources
 from pycontain.usage import IoUsage, Pressure

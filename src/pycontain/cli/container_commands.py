@@ -111,13 +111,10 @@ def _remove_damaged(engine: Engine, reference: str) -> None:
     try:
         engine.get(reference)
     except WrongState:
-        from pycontain.isolation.cgroups import Cgroup
         from pycontain.runtime.container import remove_traces
 
         container_id = engine.host.states.resolve(reference)
         cgroup = f"{engine.host.cgroup_parent()}/{container_id}"
-        with suppress(NotFound):
-            Cgroup.open(engine.host.layout(), cgroup).kill()
         remove_traces(engine.host, container_id, cgroup)
         print(f"pycontain: {reference}: removed although its state was damaged", file=sys.stderr)
 

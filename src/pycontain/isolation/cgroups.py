@@ -35,20 +35,10 @@ from pycontain.isolation import cgroups_v2 as v2
 from pycontain.isolation.cgroups_devices import attach_devices
 from pycontain.isolation.cgroups_fs import children, remove_parent
 from pycontain.isolation.cgroups_layout import Layout, Mode, detect
-from pycontain.isolation.cgroups_limits import (
-    Setting,
-    restoring,
-    shares_from_weight,
-    v2_settings,
-    weight_from_shares,
-)
+from pycontain.isolation.cgroups_limits import Setting, restoring, v2_settings
 from pycontain.isolation.cgroups_placement import place, unenforceable
-from pycontain.isolation.cgroups_stat import (
-    AccountingFiles,
-    oom_facts,
-    parse_sections,
-    usage_from_text,
-)
+from pycontain.isolation.cgroups_stat import AccountingFiles, oom_facts, parse_sections
+from pycontain.isolation.cgroups_stat import usage_from_text as usage_from_text
 from pycontain.oci import Resources
 from pycontain.usage import Usage
 
@@ -61,10 +51,8 @@ __all__ = [
     "oom_facts",
     "parse_sections",
     "remove_parent",
-    "shares_from_weight",
     "unenforceable",
     "usage_from_text",
-    "weight_from_shares",
 ]
 
 REMOVE_TIMEOUT_SEC = 5.0

@@ -249,7 +249,7 @@ class V1Group:
 
 
 def _controller(directory: str):  # type: ignore[no-untyped-def]  # cgroupspy is untyped
-    from cgroupspy.controllers import Controller  # type: ignore[import-untyped]
+    from cgroupspy.controllers import Controller
 
     return Controller(_Directory(directory))
 
