@@ -338,11 +338,11 @@ def test_following_ends_with_the_container(make: Make) -> None:
 
 def test_logs_rotate(make: Make) -> None:
     """With a size and a number of files the newest lines are kept, none twice."""
-    container = make("seq 1 20000", detach=True, log_max_bytes="64K", log_max_files=3).start()
+    container = make("seq 1 200000", detach=True, log_max_bytes="64K", log_max_files=3).start()
     container.wait()
     numbers = [int(text) for text in b"".join(_pieces(container)).split()]
-    assert numbers[-1] == 20000
-    assert numbers == list(range(numbers[0], 20001))
+    assert numbers[-1] == 200000
+    assert numbers == list(range(numbers[0], 200001))
     assert numbers[0] > 1
 
 

@@ -537,8 +537,12 @@ class Container:
                     f"{self.name} is running", status="running", hint="stop it, or use force"
                 )
             self.kill()
-            with suppress(WrongState):
+            try:
                 self.wait(_KILL_WAIT_SEC)
+            except TimeoutExpired:
+                raise
+            except PycontainError:  # a start that was refused after all, or an end unrecorded
+                pass
         self._close_run()
         remove_traces(self.host, self.id, self.blueprint.cgroup, self.name)
         self._exists = False
@@ -556,10 +560,12 @@ class Container:
 
 
 def remove_traces(host: Host, container_id: str, cgroup: str, name: str | None = None) -> None:
-    """Remove the cgroup, the data and at last the state of a container that does not run."""
+    """Remove the cgroup with what runs in it, the data, and at last the state."""
     if cgroup:
         with suppress(NotFound):
-            Cgroup.open(host.layout(), cgroup).remove()
+            group = Cgroup.open(host.layout(), cgroup)
+            group.kill()
+            group.remove()
     host.remove_data(container_id)
     with suppress(ContainerNotFound):
         host.states.remove(container_id, name)
