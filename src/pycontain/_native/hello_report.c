@@ -25,141 +25,6 @@ struct interface { /* struct ifreq */
 #define AF_INET6_ 10
 #define SOCK_DGRAM_ 2
 #define IFF_UP_ 1
-#define KEY_COLUMNS 18
-#define WIDTH 92
-
-/* ---- output: sections of fields, as aligned text or as JSON --------------------------------- */
-
-static int json, first_section, first_field, first_item;
-static size_t column; /* of the list that is being written as text */
-
-static void quoted(const char *text) {
-    static const char hex[] = "0123456789abcdef";
-    char one[2] = {0, 0}, code[7] = "\\u00xx";
-    say("\"");
-    for (; *text != '\0'; text++) {
-        unsigned char c = (unsigned char)*text;
-        one[0] = *text;
-        if (c == '"' || c == '\\') {
-            say("\\");
-            say(one);
-        } else if (c < 32 || c >= 127) { /* names may hold any byte; as Latin-1 it stays JSON */
-            code[4] = hex[c >> 4];
-            code[5] = hex[c & 15];
-            say(code);
-        } else {
-            say(one);
-        }
-    }
-    say("\"");
-}
-
-static void section(const char *name) {
-    if (json) {
-        say(first_section ? "{\n " : "},\n ");
-        quoted(name);
-        say(": {");
-    } else {
-        say("\n");
-        say(name);
-        say("\n");
-    }
-    first_section = 0;
-    first_field = 1;
-}
-
-static void pad(size_t from, size_t to) {
-    do
-        say(" ");
-    while (++from < to);
-}
-
-/* In JSON, words of a key are joined with "_". */
-static void key(const char *name) {
-    char joined[32], *to = joined;
-    if (!json) {
-        say("  ");
-        say(name);
-        pad(strlen(name) + 2, KEY_COLUMNS);
-    } else {
-        say(first_field ? "" : ", ");
-        for (; *name != '\0' && to < joined + sizeof joined - 1; name++)
-            *to++ = *name == ' ' ? '_' : *name;
-        *to = '\0';
-        quoted(joined);
-        say(": ");
-    }
-    first_field = 0;
-}
-
-static void end_field(void) {
-    if (!json)
-        say("\n");
-}
-
-static void text(const char *name, const char *value) {
-    key(name);
-    if (json && value == NULL)
-        say("null");
-    else if (json)
-        quoted(value);
-    else
-        say(value == NULL ? "unknown" : value);
-    end_field();
-}
-
-static void number(const char *name, uint64_t value) {
-    key(name);
-    say_number(value);
-    end_field();
-}
-
-static void truth(const char *name, int value) {
-    key(name);
-    if (json)
-        say(value ? "true" : "false");
-    else
-        say(value ? "yes" : "no");
-    end_field();
-}
-
-static void begin_list(const char *name) {
-    key(name);
-    if (json)
-        say("[");
-    first_item = 1;
-    column = KEY_COLUMNS;
-}
-
-static void next_item(size_t length) {
-    if (json && !first_item)
-        say(", ");
-    if (!json && !first_item && column + length >= WIDTH) {
-        say("\n");
-        pad(0, KEY_COLUMNS);
-        column = KEY_COLUMNS;
-    } else if (!json && !first_item) {
-        say(" ");
-    }
-    column += length + 1;
-    first_item = 0;
-}
-
-static void item(const char *value) {
-    next_item(strlen(value));
-    if (json)
-        quoted(value);
-    else
-        say(value);
-}
-
-static void end_list(const char *empty) {
-    if (json)
-        say("]");
-    else if (first_item)
-        say(empty);
-    end_field();
-}
 
 /* ---- files ---------------------------------------------------------------------------------- */
 
@@ -284,15 +149,11 @@ static const char *const capability_names[] = {
     "wake_alarm", "block_suspend", "audit_read", "perfmon", "bpf", "checkpoint_restore"};
 #define CAPABILITIES (int)(sizeof capability_names / sizeof capability_names[0])
 
-static void capability_set(const char *name, uint64_t mask, uint64_t all) {
+static void capability_set(const char *name, uint64_t mask) {
     begin_list(name);
-    if (mask == all && mask != 0 && !json) {
-        item("all");
-    } else {
-        for (int n = 0; n < CAPABILITIES; n++)
-            if (mask >> n & 1)
-                item(capability_names[n]);
-    }
+    for (int n = 0; n < CAPABILITIES; n++)
+        if (mask >> n & 1)
+            item(capability_names[n]);
     end_list("none");
 }
 
@@ -310,7 +171,6 @@ static void rights(void) {
     static const char *const modes[] = {"off", "strict", "filter"};
     struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
     struct __user_cap_data_struct data[2] = {{0}};
-    uint64_t all = ((uint64_t)1 << CAPABILITIES) - 1;
     section("rights");
     long mode = PYC_SYS5(__NR_prctl, PR_GET_SECCOMP, 0, 0, 0, 0);
     text("seccomp", mode >= 0 && mode <= 2 ? modes[mode] : NULL);
@@ -324,11 +184,11 @@ static void rights(void) {
     text("seccomp filters", filters);
     truth("no new privs", PYC_SYS5(__NR_prctl, PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1);
     PYC_SYS2(__NR_capget, &header, data);
-    capability_set("effective", data[0].effective | (uint64_t)data[1].effective << 32, all);
-    capability_set("permitted", data[0].permitted | (uint64_t)data[1].permitted << 32, all);
-    capability_set("inheritable", data[0].inheritable | (uint64_t)data[1].inheritable << 32, all);
-    capability_set("bounding", capability_query(PR_CAPBSET_READ, 0), all);
-    capability_set("ambient", capability_query(PR_CAP_AMBIENT, PR_CAP_AMBIENT_IS_SET), all);
+    capability_set("effective", data[0].effective | (uint64_t)data[1].effective << 32);
+    capability_set("permitted", data[0].permitted | (uint64_t)data[1].permitted << 32);
+    capability_set("inheritable", data[0].inheritable | (uint64_t)data[1].inheritable << 32);
+    capability_set("bounding", capability_query(PR_CAPBSET_READ, 0));
+    capability_set("ambient", capability_query(PR_CAP_AMBIENT, PR_CAP_AMBIENT_IS_SET));
 }
 
 static void rlimit(const char *name, int resource) {
@@ -398,11 +258,9 @@ static void network(void) {
     truth("IPv6 route out", has_route(AF_INET6_));
 }
 
-static void mount(const char *target, const char *type, int read_only) {
-    if (json) {
-        next_item(0);
-        say("{");
-        first_field = 1;
+static void mount(int as_json, const char *target, const char *type, int read_only) {
+    if (as_json) {
+        begin_item();
         text("target", target);
         text("type", type);
         truth("read only", read_only);
@@ -418,14 +276,14 @@ static void mount(const char *target, const char *type, int read_only) {
 }
 
 /* proc(5), mountinfo: id parent dev root TARGET OPTIONS [tags] - TYPE source options */
-static void mounts(void) {
+static void mounts(int as_json) {
     char *line = slurp("/proc/self/mountinfo");
     section("mounts");
     if (line == NULL) {
         text("table", NULL);
         return;
     }
-    if (json)
+    if (as_json)
         begin_list("table");
     while (line != NULL && *line != '\0') {
         char *next = cut_line(line), *target = NULL, *options;
@@ -434,25 +292,22 @@ static void mounts(void) {
         options = word(&line);
         while (*line != '\0' && memcmp(word(&line), "-", 2) != 0) {
         }
-        mount(target, word(&line), memcmp(options, "ro", 2) == 0);
+        mount(as_json, target, word(&line), memcmp(options, "ro", 2) == 0);
         line = next;
     }
-    if (json)
+    if (as_json)
         end_list("");
 }
 
 void report(int as_json) {
-    json = as_json;
-    first_section = 1;
-    if (!json)
+    begin_report(as_json);
+    if (!as_json)
         say("Hello from a container. This is all that it can see:\n");
     process();
     namespaces();
     rights();
     limits();
     network();
-    mounts();
-    if (json)
-        say("}\n}\n");
-    say_flush();
+    mounts(as_json);
+    end_report();
 }
