@@ -182,6 +182,8 @@ class Container:
         stdio: launch.Stdio = None
         close: list[int] = []
         try:
+            if self.blueprint.log:
+                os.makedirs(self.host.data_dir(self.id), 0o700, exist_ok=True)
             if self.blueprint.log and not self.blueprint.spec.process.terminal:
                 stdio = self._open_fifos(state_dir, close)
             elif not self.blueprint.spec.process.terminal:
@@ -221,7 +223,6 @@ class Container:
 
     def _open_fifos(self, state_dir: str, close: list[int]) -> tuple[int, int, int]:
         """FIFOs that the container itself holds open both ways: no reader's death is its EPIPE."""
-        os.makedirs(self.host.data_dir(self.id), 0o700, exist_ok=True)
         names = ("in", "out", "err") if self.blueprint.interactive else ("out", "err")
         fds = {}
         for name in names:
