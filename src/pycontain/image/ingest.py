@@ -29,8 +29,9 @@ from .formats import Found, Layer
 from .inflate import Inflater
 from .removal import remove_path
 from .tar import TarReader
-from .unpack import Policy, unpack
+from .unpack import Policy, Unpacked, unpack
 
+SHARED = "shared"
 _COMPRESSED = {"gzip": "+gzip", "zstd": "+zstd"}
 
 
@@ -72,12 +73,16 @@ def chain_ids(diff_ids: Sequence[Digest]) -> list[Digest]:
 
 
 def layer_directory(places: Places, chain: Digest, diff_id: Digest) -> str | None:
-    """Returns the unpacked layer, or None. One that depends on those below has the chain's name."""
-    for key in (chain[7:], diff_id[7:]):
-        path = places.layer(key)
-        if os.path.exists(f"{path}/fs"):
-            return path
-    return None
+    """Returns the unpacked layer, or None.
+
+    It has its chain's name, because directories that its tar only implies take after the layers
+    below; one that implies none has its diff id's name and the mark of being the same everywhere.
+    """
+    path = places.layer(chain[7:])
+    if os.path.exists(f"{path}/fs"):
+        return path
+    path = places.layer(diff_id[7:])
+    return path if os.path.exists(f"{path}/{SHARED}") else None
 
 
 class Ingest:
@@ -185,8 +190,12 @@ class Ingest:
             try:
                 os.rename(staged, final)
             except OSError:
-                if not os.path.exists(final):  # else somebody was faster; content is the same
+                if not os.path.exists(final):
                     raise
+                if os.path.isdir(staged) and not os.path.exists(f"{final}/fs"):
+                    remove_path(final)  # half a layer, which no import leaves
+                    os.rename(staged, final)
+                # else somebody was faster; the content is the same
             parents.add(os.path.dirname(final))
         for parent in parents:
             sync_directory(parent)
@@ -209,14 +218,14 @@ class Ingest:
     ) -> tuple[str, Descriptor, Digest]:
         """Reads a layer once: verifies it, keeps its blob, and unpacks it unless `directory`."""
         blob_path = self._new_path()
-        depends_on_lower: bool | None = None
+        unpacked: Unpacked | None = None
         blob_fd = os.open(blob_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
         try:
             inflater = Inflater(member.read, expected_bytes=given.size_bytes if given else None)
             keep_inflated = inflater.compression not in ("", *_COMPRESSED)
             inflater.copy_to(lambda data: write_all(blob_fd, data), inflated=keep_inflated)
             if directory is None:
-                directory, depends_on_lower = self._unpack(inflater, lower)
+                directory, unpacked = self._unpack(inflater, lower)
             else:
                 while inflater.read():
                     pass
@@ -227,8 +236,8 @@ class Ingest:
             raise DigestMismatch(f"layer {given.digest} has the digest {digest}")
         if diff_id is not None and inflater.diff_id != diff_id:
             raise DigestMismatch(f"layer with diff id {diff_id} inflates to {inflater.diff_id}")
-        if depends_on_lower is not None:
-            key = chain if depends_on_lower and chain is not None else inflater.diff_id
+        if unpacked is not None:
+            key = inflater.diff_id if unpacked.self_contained or chain is None else chain
             self._renames.append((directory, self._places.layer(key[7:])))
         if not self._content.has(digest):
             self._renames.append((blob_path, self._content.blob_path(digest)))
@@ -237,8 +246,8 @@ class Ingest:
         descriptor = given or Descriptor(documents.LAYER + suffix, digest, size)
         return directory, descriptor, inflater.diff_id
 
-    def _unpack(self, inflater: Inflater, lower: Sequence[str]) -> tuple[str, bool]:
-        """Unpacks into a new staged directory; True if what came out depends on `lower`."""
+    def _unpack(self, inflater: Inflater, lower: Sequence[str]) -> tuple[str, Unpacked]:
+        """Unpacks into a new staged directory."""
         directory = self._new_path()
         os.mkdir(directory, 0o700)
         os.mkdir(f"{directory}/fs", 0o700)
@@ -251,11 +260,17 @@ class Ingest:
         notes = {"entries": done.entries, "file_bytes": done.file_bytes, "skipped": done.skipped}
         with open(f"{directory}/layer.json", "w", encoding="ascii") as file:
             json.dump(notes, file)
-        return directory, done.depends_on_lower
+        if done.self_contained:
+            os.mkdir(f"{directory}/{SHARED}", 0o700)
+        return directory, done
 
     def _staged(self, chain: Digest, diff_id: Digest) -> str | None:
-        finals = {self._places.layer(chain[7:]), self._places.layer(diff_id[7:])}
-        return next((staged for staged, final in self._renames if final in finals), None)
+        for staged, final in self._renames:
+            if final == self._places.layer(chain[7:]) or (
+                final == self._places.layer(diff_id[7:]) and os.path.exists(f"{staged}/{SHARED}")
+            ):
+                return staged
+        return None
 
     def _has(self, digest: Digest) -> bool:
         final = self._content.blob_path(digest)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from pycontain.errors import ImageNotFound, InvalidReference, WrongState
+from pycontain.errors import ImageNotFound, InternalError, InvalidReference, WrongState
 from pycontain.oci import Digest, ImageConfig
 
 from . import collect, embedded, formats, reference
@@ -221,7 +221,10 @@ class ImageStore:
                 ingest.finish(ingest.add(found), "")
         finally:
             source.close()
-        return self._layers(tuple(layer.diff_id for layer in found.layers))
+        layers = self._layers(tuple(layer.diff_id for layer in found.layers))
+        if not layers:
+            raise InternalError(f"image {row.digest} has no layers after it was unpacked again")
+        return layers
 
     def _from_source(self, argument: str, parsed: reference.Reference) -> Image:
         """Returns the image of an archive or layout, imported unless it is there unchanged."""

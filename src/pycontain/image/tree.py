@@ -103,7 +103,6 @@ class Tree:
         self.root_fd = root_fd
         self.directories: dict[bytes, Attributes] = {}
         self.implicit_count = 0
-        self.used_lower = False
         self.lower = lower
         self._fds: dict[bytes, int] = {}
         self._retired: list[int] = []
@@ -253,7 +252,6 @@ class Tree:
             finally:
                 os.close(root_fd)
             try:
-                self.used_lower = True
                 return read_attributes(fd)
             finally:
                 os.close(fd)

@@ -62,11 +62,11 @@ class Policy:
 
 @dataclass(slots=True)
 class Unpacked:
-    """What an unpack did. `depends_on_lower`: implicit parents were copied from lower layers."""
+    """What an unpack did. If `self_contained`, it would be the same on top of other layers."""
 
     entries: int = 0
     file_bytes: int = 0
-    depends_on_lower: bool = False
+    self_contained: bool = False
     skipped: dict[str, int] = field(default_factory=dict)
 
     def skip(self, what: str) -> None:
@@ -113,6 +113,7 @@ class _Unpacker:
         self._done = Unpacked()
         self._unchecked_bytes = CHECK_EVERY_BYTES
         self._privileged = os.geteuid() == 0
+        self._root_mentioned = False
         info = os.fstat(root_fd)
         self._default_ids = (info.st_uid, info.st_gid)
         self._owns = {
@@ -147,7 +148,7 @@ class _Unpacker:
             self.tree.finish(self._privileged, self._default_ids)
         except OSError as e:
             raise _blame(e, b"directory attributes") from e
-        done.depends_on_lower = self.tree.used_lower
+        done.self_contained = self._root_mentioned and not self.tree.implicit_count
         return done
 
     def _root_attributes(self) -> Attributes:
@@ -156,9 +157,11 @@ class _Unpacker:
             return Attributes()
         fd = os.open(self.tree.lower[0], READ_DIRECTORY)
         try:
-            return read_attributes(fd)
+            found = read_attributes(fd)
         finally:
             os.close(fd)
+        found.mtime_ns = 0
+        return found
 
     def _apply(self, entry: tar.Entry) -> None:
         path = normalise(entry.name)
@@ -167,6 +170,7 @@ class _Unpacker:
             if entry.type != tar.DIRECTORY:
                 raise UnsafeLayer("the root is not a directory")
             self._record(path, entry)
+            self._root_mentioned = True
             return
         directory, _, name = path.rpartition(b"/")
         if len(name) > MAX_NAME_BYTES:
