@@ -159,6 +159,8 @@ def leak_guard(state_root: Path, data_root: Path) -> Iterator[None]:
     yield
     gc.collect()  # a container that a caught error still refers to cleans up now, not after us
     left = stop_monitor(state_root)
+    if leaks.difference(process, leaks.of_process()):
+        gc.collect()  # what only a reference cycle held is late, not lost
     left += leaks.difference(process, leaks.of_process())
     left += leaks.difference(leaks.Snapshot(), leaks.of_roots(state_root, data_root))
     if MUST_RUN:
