@@ -208,6 +208,7 @@ def _build(profile: Profile, caps: int, arch: str) -> tuple[bytes, bool]:
     own_numbers |= target.own_calls
     tokens = [target.subordinate[a] for a in profile.architectures if a in target.subordinate]
     newest, complete = 0, True
+    actions: dict[int, dict[tuple[Arg, ...], int]] = {}
     with Builder(profile.default_action, target.audit, tokens, profile.bad_arch_action) as builder:
         if not builder.is_native:
             own_numbers = {}  # rules take numbers of the running machine and translate them
@@ -217,8 +218,12 @@ def _build(profile: Profile, caps: int, arch: str) -> tuple[bytes, bool]:
                 newest = max(newest, number or 0)
                 if rule.action == profile.default_action:
                     continue  # libseccomp refuses it
+                if number is None:
+                    complete = False
+                    continue
                 for args in _either(rule.args):
-                    complete &= number is not None and builder.add(rule.action, number, name, args)
+                    _check_agreement(actions.setdefault(number, {}), args, rule.action, name)
+                    complete &= builder.add(rule.action, number, name, args)
         code = builder.export()
         prologue = b"".join(
             denied_code(denied, target.audit, builder.target_number(denied.name))
@@ -239,6 +244,22 @@ def _either(args: tuple[Arg, ...]) -> list[tuple[Arg, ...]]:
     if len({arg.index for arg in args}) < len(args):
         return [(arg,) for arg in args]
     return [args]
+
+
+def _check_agreement(
+    actions: dict[tuple[Arg, ...], int], args: tuple[Arg, ...], action: int, name: str
+) -> None:
+    """Refuse a second action for the same calls: libseccomp would silently drop one of the two.
+
+    A rule without tests is about the same calls as every other rule of that name.
+    """
+    same = actions.setdefault(args, action) == action
+    if not same or (() in actions and len(set(actions.values())) > 1):
+        raise InvalidSpec(
+            f"two actions for {name}",
+            field="seccomp",
+            hint="a rule without args decides for all calls; test the argument in each rule",
+        )
 
 
 def _is_permissive(profile: Profile) -> bool:
