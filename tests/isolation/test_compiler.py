@@ -168,7 +168,7 @@ def test_exec_joins_everything_with_one_setns() -> None:
     [
         ({"namespaces": (Namespace("mount"), Namespace("mount"))}, "namespaces[1].type"),
         ({"namespaces": (Namespace("bogus"),)}, "namespaces[0].type"),
-        ({"namespaces": (Namespace("mount"),)}, "hostname"),
+        ({"namespaces": (Namespace("mount"),), "sysctl": ()}, "hostname"),
         ({"namespaces": (*base_spec().namespaces, Namespace("user"))}, "uid_mappings"),
         ({"mounts": (), "sysctl": ()}, "masked_paths"),
         ({"process": replace(base_spec().process, args=())}, "args"),

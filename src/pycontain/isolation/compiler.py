@@ -71,8 +71,7 @@ def compile_init(spec: Spec, launch: Launch) -> Plan:
     Raises: InvalidSpec: contradicting or unknown fields, named.
     """
     kinds = {n.type for n in spec.namespaces if n.path is None}
-    plan = Plan(clone_flags(spec.namespaces, cgroup_later=bool(launch.join_fds)))
-    _enter(plan, spec, launch, kinds)
+    plan, root = _world(spec, launch, kinds)
     if "uts" in kinds:
         if spec.hostname:
             plan.op(C.PYC_OP_SETHOSTNAME, "hostname", text=(plan.string(spec.hostname),))
@@ -80,19 +79,50 @@ def compile_init(spec: Spec, launch: Launch) -> Plan:
             plan.op(C.PYC_OP_SETDOMAINNAME, "domainname", text=(plan.string(spec.domainname),))
     elif spec.hostname:
         raise InvalidSpec("needs a uts namespace of its own", field="hostname")
-    if "network" in kinds:
-        plan.op(C.PYC_OP_LOOPBACK_UP, "namespaces network")
     if launch.keyring:
         # Else the container would hold the keys of whoever started the monitor.
         plan.op(
             C.PYC_OP_KEYRING, "keyring", text=(plan.string(launch.keyring),),
             flags=C.PYC_F_OPTIONAL,
         )  # fmt: skip
-    root = -1
-    if "mount" in kinds:
-        root = _root_filesystem(plan, spec, launch, kinds)
     _process(plan, spec.process, launch, root, init=spec.init)
     return plan
+
+
+# What differs between two containers of one kind comes last in a plan (name, process), so the
+# larger part is compiled once a kind. Keyed by value; replaced whole when full, so no lock.
+_worlds: dict[tuple[object, ...], tuple[Plan, tuple[object, ...], int]] = {}
+_MAX_WORLDS = 64
+
+
+def _world(spec: Spec, launch: Launch, kinds: set[str]) -> tuple[Plan, int]:
+    """Namespaces, cgroups and files: the plan so far, and the slot of the root or -1."""
+    roles: dict[object, int] = {"rootfs": launch.rootfs_fd, "cgroup": launch.cgroup_fd}
+    roles.update(enumerate(launch.join_fds))
+    roles.update({("mount", index): found[0] for index, found in launch.mount_fds.items()})
+    roles.update({("namespace", kind): fd for kind, fd in launch.namespace_fds.items()})
+    roles.update(launch.device_fds)
+    process = spec.process
+    key = (
+        spec.mounts, spec.namespaces, spec.devices, spec.masked_paths, spec.readonly_paths,
+        spec.sysctl, spec.root_readonly, spec.uid_mappings, spec.gid_mappings, spec.time_offsets,
+        process.terminal and (process.console_rows, process.console_columns, process.user),
+        process.oom_score_adj, launch.v1_hierarchies, tuple(roles), launch.cgroup_fd >= 0,
+        tuple(directory for _, directory in launch.mount_fds.values()),
+    )  # fmt: skip
+    known = _worlds.get(key)
+    if known is None:
+        plan = Plan(clone_flags(spec.namespaces, cgroup_later=bool(launch.join_fds)))
+        _enter(plan, spec, launch, kinds)
+        if "network" in kinds:
+            plan.op(C.PYC_OP_LOOPBACK_UP, "namespaces network")
+        root = _root_filesystem(plan, spec, launch, kinds) if "mount" in kinds else -1
+        by_fd = {fd: role for role, fd in roles.items()}
+        if len(_worlds) >= _MAX_WORLDS:
+            _worlds.clear()
+        known = _worlds[key] = (plan, tuple(by_fd[fd] for fd in plan.fds), root)
+    template, order, root = known
+    return template.copy([roles[role] for role in order]), root
 
 
 def compile_exec(process: Process, launch: Launch, namespaces: Sequence[Namespace]) -> Plan:

@@ -62,6 +62,15 @@ class Plan:
         self.next_out = _FIRST_OUT_SLOT
         self._strings: dict[bytes, int] = {}
 
+    def copy(self, fds: list[int]) -> Plan:
+        """Return a plan of its own that goes on from here, with other descriptors to send."""
+        twin = Plan(self.clone_flags)
+        twin.ops, twin.origins, twin.arena = self.ops[:], self.origins[:], self.arena[:]
+        twin.fds, twin.next_out = fds, self.next_out
+        twin.cgroup_slot, twin.pidns_slot = self.cgroup_slot, self.pidns_slot
+        twin.uid_map, twin.gid_map, twin.setgroups = self.uid_map, self.gid_map, self.setgroups
+        return twin
+
     def op(
         self,
         code: int,

@@ -249,16 +249,16 @@ def _either(args: tuple[Arg, ...]) -> list[tuple[Arg, ...]]:
 def _check_agreement(
     actions: dict[tuple[Arg, ...], int], args: tuple[Arg, ...], action: int, name: str
 ) -> None:
-    """Refuse a second action for the same calls: libseccomp would silently drop one of the two.
+    """Refuse a rule for all calls beside one for some: libseccomp silently drops the latter.
 
-    A rule without tests is about the same calls as every other rule of that name.
+    Two rules for all calls are no error, because podman's own profile has them (setns).
     """
-    same = actions.setdefault(args, action) == action
-    if not same or (() in actions and len(set(actions.values())) > 1):
+    actions.setdefault(args, action)
+    if () in actions and len(actions) > 1 and len(set(actions.values())) > 1:
         raise InvalidSpec(
-            f"two actions for {name}",
+            f"{name} has a rule without args and another action for some args",
             field="seccomp",
-            hint="a rule without args decides for all calls; test the argument in each rule",
+            hint="the first decides for all calls; test the argument in each rule",
         )
 
 
@@ -267,6 +267,6 @@ def _is_permissive(profile: Profile) -> bool:
 
 
 def _hides_new_calls(profile: Profile) -> bool:
-    """Say if a call newer than the profile would fail in a way that libc does not fall back from."""
+    """Say if a call newer than the profile fails in a way that libc doesn't fall back from."""
     default = profile.default_action
     return default & 0xFFFF0000 == ERRNO and default != ERRNO | ENOSYS
