@@ -82,7 +82,8 @@ def layer_directory(places: Places, chain: Digest, diff_id: Digest) -> str | Non
     if os.path.exists(f"{path}/fs"):
         return path
     path = places.layer(diff_id[7:])
-    return path if os.path.exists(f"{path}/{SHARED}") else None
+    shared = os.path.exists(f"{path}/{SHARED}") and os.path.exists(f"{path}/fs")
+    return path if shared else None
 
 
 class Ingest:
