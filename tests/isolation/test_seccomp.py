@@ -190,6 +190,13 @@ def test_a_rule_for_all_calls_beside_one_for_some_is_refused() -> None:
     assert [decide(code, READ, n) for n in (0, 1, 2)] == [ENOSYS, ALLOW, EPERM]
 
 
+def test_the_first_of_two_rules_for_the_same_calls_counts() -> None:
+    """As with runc and crun; podman's own profile relies on it."""
+    for first, second in ((ALLOW, EPERM), (EPERM, ALLOW)):
+        rules = (Rule(("read",), first), Rule(("read",), second))
+        assert decide(build(Profile(ENOSYS, rules)), READ) == first
+
+
 def test_unknown_names_are_skipped() -> None:
     """Names of other kernels' calls do no harm."""
     code = build(Profile(ENOSYS, (Rule(("no_such_call", "read"), ALLOW),)))
@@ -394,3 +401,21 @@ def test_arch_map_gives_the_subordinate_machines() -> None:
 
 def seccomp_json_native() -> str:
     return f"SCMP_ARCH_{os.uname().machine.upper()}"
+
+
+# ---- other profiles: extra, where the files happen to be -------------------------------------
+
+OTHERS = sorted(Path(os.environ.get("PYCONTAIN_REFERENCE", "/nonexistent")).glob("seccomp-*.json"))
+
+
+if OTHERS:
+
+    @pytest.mark.parametrize("path", OTHERS, ids=lambda path: path.stem)
+    def test_other_profiles_compile(path: Path) -> None:
+        """Docker's and podman's defaults allow and refuse what they are known to."""
+        loaded = load(path)
+        for caps in (0, capabilities.DEFAULT, capabilities.ALL):
+            code = build(loaded, caps)
+            assert decide(code, READ) == ALLOW
+            assert decide(code, 425) != ALLOW  # io_uring_setup
+            assert decide(code, SOCKET, 40) != ALLOW  # AF_VSOCK

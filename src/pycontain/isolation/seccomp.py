@@ -92,7 +92,8 @@ def compile_filter(
 
     Raises:
         Unsupported: it has to be built, and libseccomp is missing or the machine unknown.
-        InvalidSpec: rules contradict each other, or make more than the kernel's 4096 instructions.
+        InvalidSpec: a rule would hide another, or they make more than the kernel's 4096
+            instructions.
     """
     arch = arch or os.uname().machine
     if arch not in _ARCHES:
@@ -251,7 +252,7 @@ def _check_agreement(
 ) -> None:
     """Refuse a rule for all calls beside one for some: libseccomp silently drops the latter.
 
-    Two rules for all calls are no error, because podman's own profile has them (setns).
+    Of two rules for the same calls the first counts: podman's own profile has such (setns).
     """
     actions.setdefault(args, action)
     if () in actions and len(actions) > 1 and len(set(actions.values())) > 1:

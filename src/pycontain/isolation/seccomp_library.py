@@ -16,7 +16,7 @@ from functools import cache
 from types import TracebackType
 from typing import Any, Self
 
-from pycontain.errors import InternalError, InvalidSpec, Unsupported
+from pycontain.errors import InternalError, Unsupported
 from pycontain.isolation.seccomp_profile import ERRNO, KILL_THREAD, Arg, Denied
 
 _DECLARATIONS = """
@@ -117,10 +117,9 @@ class Builder:
         return int(self._lib.seccomp_syscall_resolve_name_arch(self._target, encoded))
 
     def add(self, action: int, number: int, name: str, args: Sequence[Arg]) -> bool:
-        """Add a rule; return False if the call can't be expressed for all of the machines.
+        """Add a rule, unless an earlier one is about the same calls and arguments.
 
-        Raises:
-            InvalidSpec: it contradicts a rule that was added before.
+        Return False if it can't be: the call has no number on one of the filter's machines.
         """
         tests = self._ffi.new("struct scmp_arg_cmp[]", max(len(args), 1))
         for test, arg in zip(tests, args, strict=False):
@@ -128,7 +127,7 @@ class Builder:
             test.datum_a, test.datum_b = arg.value, arg.value_two
         result = self._lib.seccomp_rule_add_array(self._context, action, number, len(args), tests)
         if result == -errno.EEXIST:
-            raise InvalidSpec(f"two actions for {name}", field="seccomp")
+            return True
         if result in (-errno.EFAULT, -errno.EDOM):
             return False
         self._check(result, f"seccomp_rule_add_array({name})")
