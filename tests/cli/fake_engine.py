@@ -90,7 +90,7 @@ class FakeContainer:
         self.engine.containers.append(self)
         self.status = "created"
 
-    def start(self) -> None:
+    def start(self, *, attach: bool = False) -> None:
         self._note("start")
         if self.engine.start_error is not None:
             raise self.engine.start_error

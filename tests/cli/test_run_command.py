@@ -210,7 +210,9 @@ def test_signals_are_sent_on(cli: Cli, engine: FakeEngine, monkeypatch: pytest.M
     """SIGTERM to the command reaches the container and does not end the command."""
     engine.ends_at_once = False
     engine.ends_on_signal = True
-    monkeypatch.setattr(FakeContainer, "start", lambda self: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(
+        FakeContainer, "start", lambda self, attach: os.kill(os.getpid(), signal.SIGTERM)
+    )
     assert cli("run", "--name", "c", "debian:12").code == 0
     assert ("c", "send_signal", signal.SIGTERM) in engine.calls
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -223,7 +225,7 @@ def test_the_third_ctrl_c_kills(
     engine.ends_at_once = False
     engine.end = ended(None, 9)
 
-    def interrupt(self: FakeContainer, number: int = 0) -> None:
+    def interrupt(self: FakeContainer, number: int = 0, *, attach: bool = False) -> None:
         self.engine.calls.append((self.name, "interrupted"))
         os.kill(os.getpid(), signal.SIGINT)
 

@@ -33,7 +33,7 @@ def _exec(arguments: Arguments, context: Context) -> int:
         container.popen(command, detach=True, **options)
         return 0
     if arguments.tty:
-        process = container.popen(command, tty=True, **options)
+        process = container.popen(command, tty=True, attach=True, **options)
         sock = process.attach()
         if relay(sock, arguments.interactive, arguments.detach_keys, process.resize):
             return 0

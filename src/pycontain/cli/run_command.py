@@ -135,7 +135,7 @@ def _run(arguments: Arguments, context: Context) -> int:
     check_terminal(arguments.interactive, arguments.tty)
     if arguments.tty:
         container = _make(arguments, context, stdio=None, detach=True)
-        _start_or_remove(container, arguments.cidfile)
+        _start_or_remove(container, arguments.cidfile, attach=True)
         if relay_terminal(container, arguments.interactive, arguments.detach_keys):
             return 0
         record = container.wait()
@@ -170,10 +170,10 @@ def _foreground(
             raise
 
 
-def _start_or_remove(container: Container, cidfile: str | None) -> None:
+def _start_or_remove(container: Container, cidfile: str | None, *, attach: bool = False) -> None:
     """Start a container that was just made; a failed start leaves nothing of it."""
     try:
-        container.start()
+        container.start(attach=attach)
     except BaseException:
         container.remove(force=True)
         if cidfile is not None:
@@ -207,7 +207,7 @@ def _start(arguments: Arguments, context: Context) -> int:
     if _has_our_streams(container):
         return finish(container, _foreground(container, container.start, sig_proxy=True))
     since = time.time()
-    container.start()
+    container.start(attach=container.inspect()["Config"]["Tty"])
     return attach_to(container, arguments.interactive, arguments.detach_keys, since=since)
 
 

@@ -166,12 +166,15 @@ class Container:
                 raise
         return self
 
-    def start(self, *, quiet: bool = False, wait: bool = True) -> Container:
+    def start(
+        self, *, quiet: bool = False, wait: bool = True, attach: bool = False
+    ) -> Container:
         """Its process has executed the command; a second start of an ended one begins anew.
 
         Args:
             quiet: do not wait for the exec; an error is then raised by the first wait.
             wait: False leaves the waiting to `finish_start`, once `fileno` is readable.
+            attach: the next `attach` gives a terminal that misses nothing from the exec on.
         Raises: CommandNotFound, CommandNotExecutable, ChildSetupError, Unsupported, KernelError,
             each naming the option or spec field; the container is then as before the start.
         """
@@ -196,9 +199,10 @@ class Container:
                 log_path=self.log_path,
                 stdio=stdio,
                 quiet=quiet,
+                park=attach,
             )
             self._run = Run(self.host.launcher, self.id, state_dir, started)
-            if wait and not quiet:
+            if attach or (wait and not quiet):
                 self._run.await_start()
         except BaseException:
             self._close_run()
@@ -448,7 +452,7 @@ class Container:
         """
         if not self.blueprint.spec.process.terminal:
             raise WrongState(f"{self.name} has no terminal", hint="run it with -t")
-        return self.host.launcher.attach(self.id)
+        return self._run.attach()
 
     def resize(self, rows: int, columns: int) -> None:
         """Its terminal has this size, and its programs know (SIGWINCH)."""

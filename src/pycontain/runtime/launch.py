@@ -98,6 +98,7 @@ def prepare(
     stdio: Stdio = None,
     cgroup: Cgroup | None = None,
     rootfs_fd: int = -1,
+    park: bool = False,
 ) -> Plan:
     """Open what the start needs and compile the plan; `stack` closes it all.
 
@@ -105,7 +106,8 @@ def prepare(
     Raises: InvalidSpec, NotFound, Unsupported, KernelError: each names the option.
     """
     spec = _expand_masks(blueprint.spec)
-    launch = Launch(stdio=stdio, rootfs_fd=rootfs_fd, keyring=f"pycontain-{blueprint.id[:12]}")
+    keyring = f"pycontain-{blueprint.id[:12]}"
+    launch = Launch(stdio=stdio, rootfs_fd=rootfs_fd, keyring=keyring, park=park)
     mount_fds = {}
     for index, mount in enumerate(spec.mounts):
         if mount.type in ("bind", "none") or mount.source_fd >= 0 or "bind" in mount.options:
@@ -162,9 +164,18 @@ def _bind_devices(spec: Spec, stack: ExitStack) -> dict[str, int]:
 
 
 def spawn(
-    host: Host, blueprint: Blueprint, *, state_dir: str, log_path: str, stdio: Stdio, quiet: bool
+    host: Host,
+    blueprint: Blueprint,
+    *,
+    state_dir: str,
+    log_path: str,
+    stdio: Stdio,
+    quiet: bool,
+    park: bool = False,
 ) -> tuple[Started, Cgroup]:
     """Start the container's process; returns once it is on its way (`quiet`) or has executed.
+
+    With `park` it stops before the exec, says PARKED, and waits for the START request.
 
     The caller owns the link and the cgroup object; closing the link of a container that does not
     survive kills it. Without `quiet` the reply is still to be read.
@@ -175,13 +186,16 @@ def spawn(
         stack.callback(os.close, rootfs_fd)
         cgroup = make_cgroup(host, blueprint.cgroup, blueprint.spec.resources)
         undo.callback(cgroup.remove)
-        plan = prepare(host, blueprint, stack, stdio=stdio, cgroup=cgroup, rootfs_fd=rootfs_fd)
+        plan = prepare(
+            host, blueprint, stack, stdio=stdio, cgroup=cgroup, rootfs_fd=rootfs_fd, park=park
+        )
         spec = blueprint.spec
         flags = (
             (0 if blueprint.survive else C.PYC_R_LIFELINE)
             | (C.PYC_R_QUIET if quiet else 0)
             | (C.PYC_R_LOG if blueprint.log else 0)
             | (C.PYC_R_TERMINAL if spec.process.terminal else 0)
+            | (C.PYC_R_PARK if park else 0)
         )
         record = _native.encode_record(
             flags=flags,
@@ -216,6 +230,7 @@ def spawn_exec(
     timeout_usec: int,
     survive: bool,
     state_dir: str,
+    park: bool = False,
 ) -> Started:
     """Start one more process in a running container, in its own cgroup `cgroup`.
 
@@ -228,11 +243,13 @@ def spawn_exec(
         namespace_fds={"pidfd": pidfd},
         seccomp_filter=filter_for(host, blueprint, process),
         keyring=f"pycontain-{blueprint.id[:12]}",
+        park=park,
     )
     plan = compile_exec(process, launch, blueprint.spec.namespaces)
     record = _native.encode_record(
         flags=(0 if survive else C.PYC_R_LIFELINE)
         | (C.PYC_R_TERMINAL if process.terminal else 0)
+        | (C.PYC_R_PARK if park else 0)
         | (0 if survive else C.PYC_R_EPHEMERAL),
         id=f"{blueprint.id}/{exec_id}",
         state_dir=state_dir if survive else "",

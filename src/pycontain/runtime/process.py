@@ -146,12 +146,14 @@ class Exec:
         timeout: float | str | None = None,
         detach: bool = False,
         wait: bool = True,
+        attach: bool = False,
         **quotas: Any,
     ) -> Exec:
         """Return the started process.
 
         Args:
             wait: False leaves the waiting for the exec to `finish_start`.
+            attach: the first `attach` gives a terminal that misses nothing from the exec on.
             timeout: seconds after which the monitor kills it and all its descendants.
             detach: it outlives this handle and this program; its output goes nowhere.
             quotas: memory, cpus, pids, ... of this process alone, inside the container's.
@@ -182,7 +184,7 @@ class Exec:
                 container.host, container.blueprint, process, exec_id=exec_id, pidfd=pidfd,
                 cgroup=cgroup, stdio=streams.child if streams else None, survive=detach,
                 timeout_usec=0 if timeout is None else parse_duration(timeout, field="timeout"),
-                state_dir=state_dir,
+                state_dir=state_dir, park=attach,
             )  # fmt: skip
         except BaseException:
             if streams is not None:
@@ -259,7 +261,7 @@ class Exec:
 
     def attach(self) -> Any:
         """Return a socket that is its terminal (tty=True); the caller owns it."""
-        return self.container.host.launcher.attach(self._run.id)
+        return self._run.attach()
 
     def resize(self, rows: int, columns: int) -> None:
         """Its terminal has this size."""

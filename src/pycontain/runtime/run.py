@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal as signals
 import time
+from typing import TYPE_CHECKING
 
 from pycontain import _native
 from pycontain._native import C
@@ -20,11 +21,14 @@ from pycontain.runtime.liveness import is_alive
 from pycontain.runtime.outcome import exit_record
 from pycontain.usage import ExitRecord
 
+if TYPE_CHECKING:
+    from socket import socket
+
 __all__ = ["Run"]
 
 
 class Run:
-    """The mutable state is `_link` (dropped when ended), `_exit` (once known) and `_pidfd`.
+    """The mutable state is `_link` (dropped at the end), `_exit` (once known), `_pidfd`, `_terminal`.
 
     One thread at a time may wait. Closing leaves the process alone, unless it was started with a
     lifeline: then it is killed.
@@ -44,14 +48,34 @@ class Run:
         self._link: Link | None = started.link if started else None
         self._exit: ExitRecord | None = None
         self._pidfd = -1
+        self._terminal: socket | None = None
 
     def await_start(self) -> None:
         """Return once the command has been executed.
 
+        One that was made to stop before the exec is let go once we are attached to its terminal.
         Raises: what `launch.failure` makes of the refusal; nothing runs then.
         """
         assert self._link is not None
         reply = self._link.read_reply(None)
+        if isinstance(reply, _native.NativeReply) and reply.kind == C.PYC_REP_PARKED:
+            self._terminal = self._launcher.attach(self.id)
+            self._link.send(_native.encode_request(C.PYC_REQ_START, self.id.encode()))
+            reply = self._link.read_reply(None)
+            if isinstance(reply, _native.NativeReply) and reply.kind == C.PYC_REP_OK:
+                reply = self._link.read_reply(None)
+        self._take_start(reply)
+
+    def attach(self) -> socket:
+        """Return a socket that is its terminal, the caller's to close.
+
+        The first one of a run that was parked for it has all that was ever printed.
+        """
+        terminal, self._terminal = self._terminal, None
+        return terminal if terminal is not None else self._launcher.attach(self.id)
+
+    def _take_start(self, reply: _native.NativeReply | _native.NativeExit) -> None:
+        assert self._link is not None
         if isinstance(reply, _native.NativeExit):
             self._finish(reply)
         elif reply.kind == C.PYC_REP_FAILED:
@@ -181,8 +205,11 @@ class Run:
             raise WrongState(f"{self.id[:12]} is not running", status="exited") from None
 
     def close(self) -> None:
-        """Give up the connection and the pidfd. Idempotent."""
+        """Give up the connection, the pidfd and a terminal that nobody took. Idempotent."""
         self._drop_link()
+        if self._terminal is not None:
+            self._terminal.close()
+            self._terminal = None
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
