@@ -28,7 +28,13 @@ struct store_message { uint32_t index, which; };
 
 void keep_fd(uint32_t index, enum stored which, int fd) {
     struct store_message message = {index, which};
-    /* A full queue would mean that the keeper is stopped; then only crash safety is lost. */
+    struct __kernel_timespec patience = {1, 0};
+    struct pollfd room = {world.store_fd[1], POLLOUT, 0};
+    if (send_message(world.store_fd[1], &message, sizeof message, fd) != -EAGAIN)
+        return;
+    /* The queue is full: a burst of starts. A keeper that does not run for a second is stopped or
+     * gone, and then only crash safety is lost. */
+    PYC_SYS5(__NR_ppoll, &room, 1, &patience, 0, 8);
     send_message(world.store_fd[1], &message, sizeof message, fd);
 }
 

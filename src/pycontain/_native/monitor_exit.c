@@ -117,7 +117,9 @@ static void let_go(uint32_t index, bool removed) {
     struct container *c = &containers[index];
     c->phase = C_LEFTOVER;
     unwatch_close(&c->pidfd);
-    c->busy_usec = NEVER;
+    /* Its cgroup's name may soon be another run's: nothing of this one may kill there any more. */
+    c->owner = -1;
+    c->deadline_usec = c->grace_usec = c->log_retry_usec = c->busy_usec = NEVER;
     if (!removed && c->busy_tries < BUSY_TRIES) {
         c->busy_usec = boottime_usec() + (1000ULL << c->busy_tries++); /* 1, 2, 4 .. 64 ms */
         wake_at(c->busy_usec);

@@ -102,7 +102,8 @@ static void stuck(uint32_t index) {
     wake_at(c->log_retry_usec);
     for (unsigned i = 0; i < 2; i++)
         if (streams[i]->fifo_fd >= 0)
-            rewatch(streams[i]->fifo_fd, kind_of(index, streams[i]), index, c->generation, 0);
+            rewatch(streams[i]->fifo_fd, kind_of(index, streams[i]), index, c->generation,
+                    EPOLLET); /* hang-up is reported whatever one asks for: once, then */
 }
 
 /* Steps 3 and 4 for what the spool holds. Returns false if the log can't take it. */

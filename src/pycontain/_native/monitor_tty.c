@@ -52,7 +52,8 @@ static void watch_attached(uint32_t attached) {
 
 static void watch_master(uint32_t index) {
     struct container *c = &containers[index];
-    uint32_t events = c->tty_deaf ? 0 : EPOLLIN;
+    /* Hang-up is reported whatever one asks for; edge-triggered it is reported once. */
+    uint32_t events = c->tty_deaf ? EPOLLET : EPOLLIN;
     for (uint32_t i = 0; i < table_high; i++)
         if (is_of(i, index) && table[i].input_bytes > 0)
             events |= EPOLLOUT;
@@ -116,6 +117,7 @@ static void deliver(uint32_t index) {
         if (is_of(i, index) && table[i].sent < c->tty_out_bytes) {
             c->tty_deaf = true;
             watch_attached(i);
+            watch_master(index);
         }
     }
     settle_output(index);
@@ -152,7 +154,7 @@ static void feed_terminal(uint32_t index) {
                               a->input_bytes - a->input_sent);
             if (n == -EINTR)
                 continue;
-            if (n == -EAGAIN)
+            if (n == -EAGAIN || n == 0)
                 break;
             a->input_sent = n < 0 ? a->input_bytes : a->input_sent + (uint32_t)n;
             if (a->input_sent >= a->input_bytes) {
