@@ -157,7 +157,8 @@ def leak_guard(state_root: Path, data_root: Path) -> Iterator[None]:
     machine = leaks.of_machine() if MUST_RUN else leaks.Snapshot()
     process = leaks.of_process()
     yield
-    gc.collect()  # a container that a caught error still refers to cleans up now, not after us
+    forget_default_engine()
+    gc.collect()  # what a caught error still refers to cleans up now, not after us
     left = stop_monitor(state_root)
     if leaks.difference(process, leaks.of_process()):
         gc.collect()  # what only a reference cycle held is late, not lost
@@ -177,6 +178,13 @@ def engine(state_root: Path, data_root: Path) -> Iterator[Engine]:
     with Engine(state_root=str(state_root), data_root=str(data_root)) as made:
         yield made
         made.prune()
+
+
+def forget_default_engine() -> None:
+    """Make ``pycontain.run`` of the next test see the roots of that test."""
+    module = sys.modules.get("pycontain.engine")
+    if module is not None:
+        module._default = None  # type: ignore[attr-defined]
 
 
 def stop_monitor(root: Path) -> list[str]:
