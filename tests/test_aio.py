@@ -24,8 +24,8 @@ from pycontain.runtime.process import Exec
         (
             aio.Container,
             Container,
-            "create start wait poll communicate kill terminate send_signal stop pause resume update "
-            "stats top exec popen logs remove id name pid",
+            "create start wait poll communicate kill terminate send_signal stop pause resume "
+            "update stats top exec popen logs remove id name pid",
         ),
         (aio.Exec, Exec, "wait poll communicate kill send_signal stats close"),
     ],

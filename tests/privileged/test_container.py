@@ -57,7 +57,7 @@ def sleeper(engine: Engine) -> Iterator[Container]:
         yield container.start()
 
 
-# ---- states ---------------------------------------------------------------------------------------
+# ---- states ------------------------------------------------------------------------------------
 
 
 def test_states(engine: Engine) -> None:
@@ -183,7 +183,7 @@ def test_names(engine: Engine) -> None:
             assert {c.name for c in engine.list()} == {"alpha", "beta"}
 
 
-# ---- looking in -----------------------------------------------------------------------------------
+# ---- looking in --------------------------------------------------------------------------------
 
 
 def test_stats_and_top(make: Make) -> None:
@@ -204,8 +204,8 @@ def test_update(make: Make) -> None:
     """New quotas hold at once; a refused update changes nothing."""
     container = make("sleep 1000", memory="64M", pids=50).start()
     container.update(pids=7, memory="32M", cpus=0.5)
-    report = container.exec(["sh", "-c", "cat /sys/fs/cgroup/pids/pids.max "
-                             "/sys/fs/cgroup/pids.max 2>/dev/null"], capture_output=True)  # fmt: skip
+    script = "cat /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/pids.max 2>/dev/null"
+    report = container.exec(["sh", "-c", script], capture_output=True)
     assert b"7" in report.stdout.split()
     with pytest.raises(InvalidInput, match="pids"):
         container.update(pids=0)
@@ -222,7 +222,7 @@ def test_inspect(sleeper: Container) -> None:
     assert found["HostConfig"]["Resources"]["memory_max_bytes"] == 64 << 20
 
 
-# ---- exec --------------------------------------------------------------------------------------------
+# ---- exec --------------------------------------------------------------------------------------
 
 
 def test_exec(make: Make) -> None:
@@ -258,7 +258,8 @@ def test_exec_timeout_kills_its_tree(make: Make) -> None:
     container = make("sleep 1000").start()
     result = container.exec(["sh", "-c", "setsid sleep 999 & sleep 999"], timeout=0.3)
     assert result.timed_out and result.signal == signal.SIGKILL
-    assert all("999" not in p.args for p in container.top())
+    while any("999" in p.args for p in container.top()):
+        pass  # killed, and gone in a moment
     assert container.status == Status.RUNNING
 
 
@@ -316,7 +317,7 @@ def test_many_execs_at_once(sleeper: Container) -> None:
     assert codes == {n: n for n in range(12)}
 
 
-# ---- logs --------------------------------------------------------------------------------------------
+# ---- logs --------------------------------------------------------------------------------------
 
 
 def test_logs(make: Make) -> None:
@@ -341,6 +342,7 @@ def test_logs_rotate(make: Make) -> None:
     container = make("seq 1 200000", detach=True, log_max_bytes="64K", log_max_files=3).start()
     container.wait()
     numbers = [int(text) for text in b"".join(_pieces(container)).split()]
+    del numbers[0]  # the rest of a line that began in a file that is gone
     assert numbers[-1] == 200000
     assert numbers == list(range(numbers[0], 200001))
     assert numbers[0] > 1
@@ -357,7 +359,7 @@ def test_no_log_in_the_foreground(sleeper: Container) -> None:
         list(sleeper.logs())
 
 
-# ---- files -------------------------------------------------------------------------------------------
+# ---- files -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("running", [True, False])
@@ -372,7 +374,7 @@ def test_copy(engine: Engine, tmp_path: Path, running: bool) -> None:
     assert (tmp_path / "c").read_text() == "in and out"
 
 
-# ---- several programs, and their crashes -----------------------------------------------------------------
+# ---- several programs, and their crashes -------------------------------------------------------
 
 PROGRAM = """
 import sys, pycontain

@@ -27,6 +27,7 @@ from pycontain.runtime import blueprint as blueprints
 from pycontain.runtime import launch
 from pycontain.runtime.blueprint import Blueprint
 from pycontain.runtime.host import Host
+from pycontain.runtime.liveness import is_alive
 from pycontain.runtime.run import Run
 from pycontain.runtime.state import Status
 from pycontain.runtime.stdio import Streams, communicate
@@ -241,16 +242,24 @@ class Container:
         return fds["in"], fds["out"], fds["err"]
 
     def _forget_last_run(self) -> None:
-        if self._run.live() is not None and self._run.poll() is None:
+        if self._is_alive() and self._run.poll() is None:
             raise WrongState(f"{self.name} is running", status="running")
         for name in ("exit", "live"):
             with suppress(FileNotFoundError):
                 os.unlink(f"{self.state_dir}/{name}")
         self._close_run()
 
+    def _is_alive(self) -> bool:
+        """Whether its process is there, if only as a zombie, or about to be.
+
+        The file `live` goes a moment after its end or its failed start has been told.
+        """
+        live = self._run.live()
+        return live is not None and (live.pid <= 0 or is_alive(live.pid, live.pid_start_ticks))
+
     def _close_run(self) -> None:
         self._run.close()
-        self._run = Run(self.host.launcher, self.id, self.state_dir)
+        self._run = Run(self.host.launcher, self.id, self._run.state_dir)
         if self._cgroup is not None:
             self._cgroup.close()
             self._cgroup = None
@@ -536,7 +545,7 @@ class Container:
             ended = self.poll()
         except PycontainError:  # a quiet start failed and nobody waited for it: nothing runs
             ended = None
-        if ended is None and self._run.live() is not None:
+        if ended is None and self._is_alive():
             if not force:
                 raise WrongState(
                     f"{self.name} is running", status="running", hint="stop it, or use force"
@@ -560,8 +569,10 @@ class Container:
         self._close_run()
 
     def __del__(self) -> None:
-        with suppress(Exception):
-            self._close_run()
+        with suppress(Exception):  # no new Run as in _close_run: that would make the state root
+            self._run.close()
+            if self._cgroup is not None:
+                self._cgroup.close()
 
 
 def remove_traces(host: Host, container_id: str, cgroup: str, name: str | None = None) -> None:
