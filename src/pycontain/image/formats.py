@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass
 
-from pycontain.errors import DigestMismatch, ImageNotFound, MalformedManifest, SizeMismatch
+from pycontain.errors import (
+    DigestMismatch,
+    ImageNotFound,
+    InvalidReference,
+    MalformedManifest,
+    SizeMismatch,
+)
 from pycontain.oci import Descriptor, Digest
 
 from . import manifest as documents
 from . import platforms
 from .archive import Member, Source, read_document
+from .reference import familiar
 
 REF_NAME = "org.opencontainers.image.ref.name"
 CONTAINERD_NAME = "io.containerd.image.name"
@@ -176,10 +184,10 @@ def _choose_docker(
         if len(entries) == 1:
             return entries[0]
         raise ImageNotFound(f"{path} has {len(entries)} images", hint="append :NAME:TAG or :@INDEX")
-    wanted = {reference, f"{reference}:latest"}
+    wanted = familiar(reference)
     for entry in entries:
-        if wanted & {
-            t for t in documents.typed(entry, "RepoTags", list, where, []) if isinstance(t, str)
-        }:
-            return entry
+        for tag in documents.typed(entry, "RepoTags", list, where, []):
+            with suppress(InvalidReference):
+                if isinstance(tag, str) and familiar(tag) == wanted:
+                    return entry
     raise ImageNotFound(f"{path} has no image {reference!r}")
