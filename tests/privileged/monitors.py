@@ -1,4 +1,4 @@
-"""Hand-made plans and a launcher for the tests of the monitor: no image, no cgroup, no namespaces."""
+"""Hand-made plans, and a launcher for them: no image, no cgroup, hardly a namespace."""
 
 from __future__ import annotations
 
@@ -66,9 +66,7 @@ class Plan:
         self.arena += bytes(-len(self.arena) % 8)
         scratch = len(self.arena)
         self.arena += bytes(8 * (len(self.argv) + 3))
-        execute = op(
-            C.PYC_OP_EXEC, (argv, environment, path, scratch), nums=(len(self.argv), 1, 1)
-        )
+        execute = op(C.PYC_OP_EXEC, (argv, environment, path, scratch), nums=(len(self.argv), 1, 1))
         return _native.encode_plan(
             [*self.ops, execute],
             bytes(self.arena),
@@ -90,9 +88,7 @@ class Bench:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
-    def spawn(
-        self, plan: Plan, id: str = "box", flags: int = EPHEMERAL, **record: object
-    ) -> Link:
+    def spawn(self, plan: Plan, id: str = "box", flags: int = EPHEMERAL, **record: object) -> Link:
         """Send the plan; anything not EPHEMERAL gets a state directory."""
         if not flags & C.PYC_R_EPHEMERAL:
             record["state_dir"] = str(self.state_dir(id))

@@ -356,7 +356,9 @@ def test_five_hundred_spawns_leak_no_fd(bench: Bench) -> None:
 
 def test_two_hundred_containers_fit_in_little_memory(bench: Bench) -> None:
     """The resident memory of keeper and worker with 200 containers is at most 1.5 MB."""
-    ops = [(C.PYC_EXIT_READ, b"/sys/fs/cgroup/some/where/%d" % i, b"label%d" % i) for i in range(24)]
+    ops = [
+        (C.PYC_EXIT_READ, b"/sys/fs/cgroup/some/where/%d" % i, b"label%d" % i) for i in range(24)
+    ]
     links = []
     for i in range(200):
         links.append(bench.spawn(Plan("/bin/sleep", "1000"), id=f"box{i}", exit_ops=ops))
@@ -393,8 +395,8 @@ def test_killed_worker_loses_no_line(bench: Bench, tmp_path: Path, rotated: bool
         link.close()
     for _ in range(20):
         worker = bench.worker()
-        os.write(go, b"go\n")
         size = size_of(log)
+        os.write(go, b"go\n")
         until(lambda size=size: size_of(log) != size)  # it is in the midst of these lines
         bench.kill(worker)
     os.close(go)

@@ -42,7 +42,7 @@ _INT_BYTES = array.array("i").itemsize
 
 
 class MonitorLost(InternalError):
-    """The monitor went away in the middle of a conversation; `Launcher.watch` finds the next one."""
+    """The monitor went away in mid-conversation; `Launcher.watch` finds the next one."""
 
 
 class Link:
@@ -137,9 +137,12 @@ class Link:
         pidfd = self.take_pidfd()
         if pidfd >= 0:
             os.close(pidfd)
-        if self._socket.fileno() >= 0:
-            connection = socket.socket(fileno=self._socket.detach())
-            self._launcher._put_back(connection, self._timeout_sec)
+        if self._socket.fileno() < 0:
+            return
+        if self._timeout_sec is not None:  # a new socket object believes its fd to be blocking
+            self._socket.settimeout(None)
+        fd = self._socket.detach()
+        self._launcher._put_back(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fd))
 
     def _keep_pidfd(self, rights: bytes) -> None:
         fds = array.array("i")
@@ -172,7 +175,7 @@ class Launcher:
         self.on_start = on_start
         self._program = program
         self._owner_pid = os.getpid()
-        self._pool: deque[tuple[socket.socket, float | None]] = deque(maxlen=_POOL_LIMIT)
+        self._pool: deque[socket.socket] = deque(maxlen=_POOL_LIMIT)
 
     def spawn(self, blob: bytes, fds: Sequence[int]) -> Link:
         """Return a link on which SPAWNED (or PARKED), FAILED and EXIT will come.
@@ -242,7 +245,7 @@ class Launcher:
         _require_ok(self.request(C.PYC_REQ_DEADLINE, id, usec), id)
 
     def info(self) -> NativeReply:
-        """Return INFO: `pid` of the worker (its parent is the keeper), `num` = containers alive, clients."""
+        """Return INFO: `pid` of the worker, the keeper's child; `num` = alive, clients."""
         return self.request(C.PYC_REQ_INFO)
 
     def shutdown(self) -> bool:
@@ -268,7 +271,7 @@ class Launcher:
     def close(self) -> None:
         """No idle connection is left, so that the monitor may leave. Links are not affected."""
         while self._pool:
-            self._pool.pop()[0].close()
+            self._pool.pop().close()
 
     def _send(self, request: bytes, fds: Sequence[int]) -> Link:
         """Send on an idle connection, or on a new one if that turns out to be dead."""
@@ -276,12 +279,11 @@ class Launcher:
             self._owner_pid = os.getpid()
             self.close()
         try:
-            connection, timeout_sec = self._pool.pop()
+            connection = self._pool.pop()
         except IndexError:
             pass
         else:
             link = Link(self, connection)
-            link._timeout_sec = timeout_sec
             try:
                 link.send(request, fds)
                 return link
@@ -298,9 +300,9 @@ class Launcher:
             raise
         return link
 
-    def _put_back(self, connection: socket.socket, timeout_sec: float | None) -> None:
+    def _put_back(self, connection: socket.socket) -> None:
         if self._owner_pid == os.getpid() and len(self._pool) < _POOL_LIMIT:
-            self._pool.append((connection, timeout_sec))
+            self._pool.append(connection)
         else:
             connection.close()
 
