@@ -1,25 +1,20 @@
-"""Processes of a container beyond its first: exec, and what running something to its end returns."""
+"""Processes of a container beyond its first, and what running one to its end returns."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pycontain.errors import (
-    ContainerFailed,
-    InvalidInput,
-    PycontainError,
-    TimeoutExpired,
-    WrongState,
-)
+from pycontain.errors import InvalidInput, PycontainError, TimeoutExpired, WrongState
 from pycontain.isolation import capabilities
 from pycontain.oci import Process, Resources
 from pycontain.runtime import launch
 from pycontain.runtime.options import parse_env
 from pycontain.runtime.quotas import changed_resources
+from pycontain.runtime.result import Result, decoder, finish
 from pycontain.runtime.run import Run
 from pycontain.runtime.stdio import DEVNULL, PIPE, Stream, Streams, communicate
 from pycontain.runtime.units import parse_duration
@@ -32,83 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["Exec", "Result", "decoder", "finish", "run_exec"]
 
 _QUOTAS = ("memory", "memory_swap", "cpus", "cpu_weight", "cpuset_cpus", "pids", "io_max")
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """How a container or exec ended, with what it wrote if that was captured.
-
-    Exactly one of `exit_code` and `signal` is not None, unless nobody could know (`known`).
-    Times are seconds since the epoch; `usage` is the kernel's own account, after the last process.
-    """
-
-    id: str
-    args: tuple[str, ...]
-    exit_code: int | None
-    signal: int | None
-    known: bool
-    oom_killed: bool
-    pids_limit_hit: bool
-    timed_out: bool
-    started_at: float
-    ended_at: float
-    usage: Usage
-    stdout: Any = None
-    stderr: Any = None
-
-    @property
-    def returncode(self) -> int:
-        """As `subprocess` has it: the exit code, or minus the signal; 255 if unknown."""
-        if self.exit_code is not None:
-            return self.exit_code
-        return -self.signal if self.signal is not None else 255
-
-    def check(self) -> Result:
-        """Return self if the exit code is 0.
-
-        Raises: ContainerFailed: else; it carries this record.
-        """
-        if self.exit_code == 0:
-            return self
-        how = f"exit code {self.exit_code}"
-        if self.oom_killed:
-            how = "killed for lack of memory"
-        elif self.timed_out:
-            how = "killed at its timeout"
-        elif self.signal is not None:
-            how = f"killed by signal {self.signal}"
-        elif not self.known:
-            how = "unknown: it ended while nobody watched"
-        raise ContainerFailed(f"{' '.join(self.args)[:200]}: {how}", result=self)
-
-
-def finish(run_id: str, args: Sequence[str], record: ExitRecord, out: Any, err: Any) -> Result:
-    """Return the record and the output as one value."""
-    return Result(
-        run_id, tuple(args), record.exit_code, record.signal, record.known, record.oom_killed,
-        record.pids_limit_hit, record.timed_out, record.started_at, record.ended_at, record.usage,
-        out, err,
-    )  # fmt: skip
-
-
-class decoder:  # noqa: N801  (a callable with parameters, used like a function)
-    """Turns captured bytes into what the caller asked for, as `subprocess` does."""
-
-    def __init__(self, text: bool, encoding: str | None, errors: str | None) -> None:
-        self.text = bool(text or encoding or errors)
-        self.encoding, self.errors = encoding or "utf-8", errors or "strict"
-
-    def decode(self, data: bytes | None) -> Any:
-        """bytes, or str with universal newlines."""
-        if data is None or not self.text:
-            return data
-        return data.decode(self.encoding, self.errors).replace("\r\n", "\n").replace("\r", "\n")
-
-    def encode(self, data: Any) -> bytes | None:
-        """The input as bytes."""
-        if isinstance(data, str):
-            return data.encode(self.encoding, self.errors)
-        return None if data is None else bytes(data)
 
 
 class Exec:
@@ -159,24 +77,13 @@ class Exec:
             quotas: memory, cpus, pids, ... of this process alone, inside the container's.
         Raises: WrongState: the container does not run.  CommandNotFound and the like: as `run`.
         """
-        unknown = quotas.keys() - set(_QUOTAS)
-        if unknown:
-            raise InvalidInput("unknown option", field=min(unknown))
         process = _process(container, args, env, cwd, user, tty, rows, columns)
-        quotas = {name: value for name, value in quotas.items() if value is not None}
-        resources = changed_resources(**quotas) if quotas else Resources()
         exec_id = "x" + os.urandom(6).hex()
         state_dir = f"{container.state_dir}/exec/{exec_id}"
         if detach:
             os.makedirs(state_dir, 0o700)
             stdin = stdout = stderr = DEVNULL
-        _require_running(container)
-        pidfd = container.pidfd()
-        try:
-            cgroup = container.open_cgroup().sub(exec_id, resources)
-        except PycontainError:
-            _require_running(container)  # it ended meanwhile: that is the better answer
-            raise
+        pidfd, cgroup = _own_cgroup(container, exec_id, quotas)
         streams = None
         try:
             streams = None if tty else Streams(stdin, stdout, stderr)
@@ -291,6 +198,24 @@ class Exec:
             self.close()
 
 
+def _own_cgroup(
+    container: Container, exec_id: str, quotas: Mapping[str, Any]
+) -> tuple[int, Cgroup]:
+    """The pidfd of the running container, its handle's to close, and a new cgroup inside its."""
+    unknown = quotas.keys() - set(_QUOTAS)
+    if unknown:
+        raise InvalidInput("unknown option", field=min(unknown))
+    given = {name: value for name, value in quotas.items() if value is not None}
+    resources = changed_resources(**given) if given else Resources()
+    _require_running(container)
+    pidfd = container.pidfd()
+    try:
+        return pidfd, container.open_cgroup().sub(exec_id, resources)
+    except PycontainError:
+        _require_running(container)  # it ended meanwhile: that is the better answer
+        raise
+
+
 def _require_running(container: Container) -> None:
     if container.recorded() is not None:
         raise WrongState(f"{container.name} is not running", status="exited")
@@ -342,7 +267,7 @@ def run_exec(
     container: Container,
     args: Sequence[str],
     *,
-    input: Any = None,  # noqa: A002  (subprocess.run's own word)
+    input: Any = None,
     capture_output: bool = False,
     text: bool = False,
     encoding: str | None = None,
