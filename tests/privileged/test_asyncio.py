@@ -128,6 +128,22 @@ def test_cancelled_at_any_moment(engine: Engine) -> None:
     play(engine, scenario)
 
 
+def test_a_loop_that_shuts_down(engine: Engine) -> None:
+    """When the main task ends first, asyncio.run cancels all: the containers are removed."""
+    engine.run(HELLO, ["--exit", "0"])
+    tasks = []
+
+    async def scenario(engine: aio.Engine) -> None:
+        tasks.extend(
+            asyncio.create_task(engine.run(HELLO, FOREVER, capture_output=True)) for _ in range(10)
+        )
+        await asyncio.sleep(0.03)  # some run, some are being made, some wait for a thread
+
+    play(engine, scenario)
+    assert all(task.cancelled() for task in tasks)
+    assert engine.list() == []
+
+
 def test_several_tasks_wait(engine: Engine) -> None:
     """Any number of tasks wait for one container; a cancelled or late one disturbs none."""
 

@@ -138,8 +138,14 @@ class Container(Running):
         Cancelling it takes effect afterwards.
         Raises: WrongState: it runs and `force` is not given.
         """
-        if self._sync is not None:
-            await finished(self._remove(self._sync, force))
+        sync = self._sync
+        if sync is None:
+            return
+        try:
+            await finished(self._remove(sync, force))
+        except asyncio.CancelledError:  # by a loop that shuts down, perhaps, which cancels all
+            await in_thread(lambda: sync.remove(force=force))
+            raise
 
     async def _remove(self, sync: containers.Container, force: bool) -> None:
         await self._stop_waiting()

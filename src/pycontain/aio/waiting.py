@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextvars import copy_context
+from functools import partial
 from select import POLLHUP, POLLIN, poll
 from typing import Any, TypeVar
 
@@ -36,28 +38,37 @@ def is_hung_up(fd: int) -> bool:
 
 
 async def in_thread(call: Callable[..., _T], *args: Any) -> _T:
-    """Return what `call` returns, from the pool. A cancellation waits until it has returned."""
-    return await finished(asyncio.to_thread(call, *args))
+    """Return what `call` returns, from the pool. A cancellation waits until it has returned.
+
+    No task of its own: a loop that shuts down cancels every task, and a thread can't be cancelled.
+    """
+    step = partial(copy_context().run, call, *args)
+    return await _unbroken(asyncio.get_running_loop().run_in_executor(None, step))
 
 
 async def finished(work: Coroutine[Any, Any, _T]) -> _T:
     """Return what `work` returns; a cancellation of the caller takes effect only afterwards."""
-    task = asyncio.ensure_future(work)
+    return await _unbroken(asyncio.ensure_future(work))
+
+
+async def _unbroken(future: asyncio.Future[_T]) -> _T:
     try:
-        return await asyncio.shield(task)
+        return await asyncio.shield(future)
     except asyncio.CancelledError:
-        await settled(task)
-        if not task.cancelled() and task.exception() is not None:
-            pass  # retrieved: the cancellation is what the caller asked to hear of
+        try:
+            await settled(future)
+        finally:
+            if not future.cancelled():
+                future.exception()  # seen: the cancellation is what the caller hears of
         raise
 
 
-async def settled(task: asyncio.Task[Any]) -> None:
-    """Return once `task` is done, through any number of cancellations; they are raised then."""
+async def settled(future: asyncio.Future[Any]) -> None:
+    """Return once `future` is done, through any number of cancellations; they are raised then."""
     cancelled = None
-    while not task.done():
+    while not future.done():
         try:
-            await asyncio.wait({task})
+            await asyncio.wait({future})
         except asyncio.CancelledError as error:
             cancelled = error
     if cancelled is not None:
