@@ -313,11 +313,15 @@ class Cgroup:
 
     def kill(self) -> None:
         """Every process in it has been sent SIGKILL, frozen ones too; nothing if it is gone."""
-        with self._told("kill"), contextlib.suppress(FileNotFoundError):
-            if self._v2:
-                v2.kill(self._v2)
-            else:
-                v1.kill(self._freezer("kill"), v2.FREEZE_TIMEOUT_SEC)
+        with self._told("kill"):
+            try:
+                if self._v2:
+                    v2.kill(self._v2)
+                else:
+                    v1.kill(self._freezer("kill"), v2.FREEZE_TIMEOUT_SEC)
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENODEV):  # ENODEV: removed once open
+                    raise
 
     def pids(self) -> list[int]:
         """Ids of all processes in it and below, in no order; [] if it is gone."""
