@@ -20,6 +20,7 @@ from pycontain.aio.container import Container
 from pycontain.aio.running import Exec, pipes
 from pycontain.aio.waiting import in_thread
 from pycontain.runtime import process as processes
+from pycontain.runtime.pruning import PruneReport
 
 __all__ = ["Container", "Engine", "Exec", "run"]
 
@@ -81,7 +82,7 @@ class Engine:
         """Return handles of all containers, newest first."""
         return [Container.around(found) for found in await in_thread(self.sync.list)]
 
-    async def prune(self, *, exited: bool = True) -> engines.PruneReport:
+    async def prune(self, *, exited: bool = True) -> PruneReport:
         """No ended container is left, nor anything that a crash left of one."""
         return await in_thread(lambda: self.sync.prune(exited=exited))
 

@@ -250,7 +250,7 @@ def _cgroup_v1_mounts(
     """On cgroup v1 show each hierarchy in its own directory, as Docker and podman do."""
     options = tuple(o for o in mount.options if o != "ro")
     base = Mount(mount.destination, "tmpfs", "tmpfs", (*options, "mode=755", "size=64k"))
-    add_mount(plan, base, root, name)
+    tree = add_mount(plan, base, root, name)
     for directory, words in hierarchies:
         slot = plan.out()
         plan.op(
@@ -261,6 +261,7 @@ def _cgroup_v1_mounts(
             nums=(len(words), 0xF),  # ro, nosuid, nodev, noexec
         )
         place(plan, slot, root, f"{mount.destination}/{directory}", name, directory=True)
+    plan.op(C.PYC_OP_MOUNT_SETATTR, name, slots=(tree,), nums=(_RDONLY,))
 
 
 def _hide_paths(plan: Plan, spec: Spec, root: int, dev: int) -> None:

@@ -10,7 +10,7 @@ from pycontain.isolation.capabilities import names as capability_names
 from pycontain.runtime.state import Status
 
 if TYPE_CHECKING:
-    from pycontain.runtime.container import Container
+    from pycontain.runtime.handle import Handle
     from pycontain.usage import ExitRecord
 
 __all__ = ["inspect", "timestamp"]
@@ -24,7 +24,7 @@ def timestamp(seconds: float) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def inspect(container: Container) -> dict[str, Any]:
+def inspect(container: Handle) -> dict[str, Any]:
     """Return the description as JSON values."""
     blueprint = container.blueprint
     spec, process = blueprint.spec, blueprint.spec.process
@@ -73,7 +73,7 @@ def inspect(container: Container) -> dict[str, Any]:
     }
 
 
-def _state(container: Container, status: Status, ended: ExitRecord | None) -> dict[str, Any]:
+def _state(container: Handle, status: Status, ended: ExitRecord | None) -> dict[str, Any]:
     live = container.live()
     started = ended.started_at if ended else (live.started_usec / 1e6 if live else 0.0)
     return {
@@ -92,7 +92,7 @@ def _state(container: Container, status: Status, ended: ExitRecord | None) -> di
     }
 
 
-def _host_config(container: Container) -> dict[str, Any]:
+def _host_config(container: Handle) -> dict[str, Any]:
     blueprint = container.blueprint
     spec, resources = blueprint.spec, blueprint.spec.resources
     return {

@@ -22,7 +22,7 @@ from pycontain.usage import ExitRecord, Usage
 
 if TYPE_CHECKING:
     from pycontain.isolation.cgroups import Cgroup
-    from pycontain.runtime.container import Container
+    from pycontain.runtime.handle import Handle
 
 __all__ = ["Exec", "Result", "decoder", "finish", "run_exec"]
 
@@ -36,7 +36,7 @@ class Exec:
     """
 
     def __init__(
-        self, container: Container, exec_id: str, args: tuple[str, ...], run: Run, cgroup: Cgroup,
+        self, container: Handle, exec_id: str, args: tuple[str, ...], run: Run, cgroup: Cgroup,
         streams: Streams | None,
     ) -> None:  # fmt: skip
         self.container = container
@@ -49,7 +49,7 @@ class Exec:
     @classmethod
     def start(
         cls,
-        container: Container,
+        container: Handle,
         args: Sequence[str],
         *,
         stdin: Stream = None,
@@ -199,7 +199,7 @@ class Exec:
 
 
 def _own_cgroup(
-    container: Container, exec_id: str, quotas: Mapping[str, Any]
+    container: Handle, exec_id: str, quotas: Mapping[str, Any]
 ) -> tuple[int, Cgroup]:
     """The pidfd of the running container, its handle's to close, and a new cgroup inside its."""
     unknown = quotas.keys() - set(_QUOTAS)
@@ -216,13 +216,13 @@ def _own_cgroup(
         raise
 
 
-def _require_running(container: Container) -> None:
+def _require_running(container: Handle) -> None:
     if container.recorded() is not None:
         raise WrongState(f"{container.name} is not running", status="exited")
 
 
 def _process(
-    container: Container,
+    container: Handle,
     args: Sequence[str],
     env: Mapping[str, str] | Sequence[str],
     cwd: str | None,
@@ -264,7 +264,7 @@ def _process(
 
 
 def run_exec(
-    container: Container,
+    container: Handle,
     args: Sequence[str],
     *,
     input: Any = None,

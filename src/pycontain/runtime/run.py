@@ -28,7 +28,7 @@ __all__ = ["Run"]
 
 
 class Run:
-    """The mutable state is `_link` (dropped at the end), `_exit` (once known), `_pidfd`, `_terminal`.
+    """The mutable state is `_link` (dropped at the end), `_exit` (once known) and two descriptors.
 
     One thread at a time may wait. Closing leaves the process alone, unless it was started with a
     lifeline: then it is killed.

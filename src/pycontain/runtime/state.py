@@ -28,12 +28,12 @@ from pycontain.errors import (
     PycontainError,
     WrongState,
 )
+from pycontain.runtime.directories import DIR_FLAGS, check_private, flocked, open_dir
 from pycontain.runtime.liveness import is_alive
 from pycontain.runtime.names import check_name, is_name, new_id, random_name
 
 __all__ = ["Entry", "StateStore", "Status", "check_name", "new_id", "random_name"]
 
-_DIR_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _WRITE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_STATE_BYTES = 16 << 20
@@ -68,12 +68,12 @@ class StateStore:
         self.root = os.path.abspath(root)
         self._fds: list[int] = []
         os.makedirs(self.root, mode=0o700, exist_ok=True)
-        root_fd = os.open(self.root, _DIR_FLAGS)
+        root_fd = os.open(self.root, DIR_FLAGS)
         try:
-            _check_private(root_fd, self.root)
-            self._dir_fd = _open_dir(root_fd, "containers")
+            check_private(root_fd, self.root)
+            self._dir_fd = open_dir(root_fd, "containers")
             self._fds.append(self._dir_fd)
-            self._names_fd = _open_dir(root_fd, "names")
+            self._names_fd = open_dir(root_fd, "names")
             self._fds.append(self._names_fd)
         finally:
             os.close(root_fd)
@@ -184,7 +184,7 @@ class StateStore:
         """
         check_name(container_id, field="id")
         try:
-            fd = os.open(container_id, _DIR_FLAGS, dir_fd=self._dir_fd)
+            fd = os.open(container_id, DIR_FLAGS, dir_fd=self._dir_fd)
         except FileNotFoundError:
             raise ContainerNotFound(f"no container has the id {container_id}") from None
         try:
@@ -352,7 +352,7 @@ class StateStore:
             pass
         # A name without a container is what a crash, or rm -rf, left. Locked: two programs that
         # both see it must not remove each other's new link.
-        with _flocked(self._names_fd):
+        with flocked(self._names_fd):
             holder = self._named(name)
             if holder is not None and not self._exists(holder):
                 with suppress(FileNotFoundError):
@@ -384,29 +384,3 @@ class StateStore:
 
         with suppress(FileNotFoundError):
             shutil.rmtree(container_id, dir_fd=self._dir_fd)
-
-
-@contextmanager
-def _flocked(dir_fd: int) -> Iterator[None]:
-    """A lock on the directory by a descriptor of its own: flock is per open file."""
-    fd = os.open(".", _DIR_FLAGS, dir_fd=dir_fd)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _open_dir(root_fd: int, name: str) -> int:
-    with suppress(FileExistsError):
-        os.mkdir(name, 0o700, dir_fd=root_fd)
-    return os.open(name, _DIR_FLAGS, dir_fd=root_fd)
-
-
-def _check_private(fd: int, path: str) -> None:
-    """Refuse a root that another user could have prepared (CVE-2024-25621's class)."""
-    status = os.fstat(fd)
-    if status.st_uid != os.geteuid():
-        raise WrongState(f"{path} belongs to uid {status.st_uid}, not to us")
-    if status.st_mode & 0o077:
-        os.fchmod(fd, 0o700)
