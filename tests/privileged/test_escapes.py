@@ -68,7 +68,7 @@ def test_bind_destination_stays_inside(engine: Engine, rootfs: Path, canary: Pat
     (rootfs / "link").symlink_to(f"../../../../../../{canary}")
     source = rootfs.parent / "source"
     source.mkdir()
-    with pytest.raises(ChildSetupError, match="/link/sub.*symbolic link"):
+    with pytest.raises(ChildSetupError, match=r"/link/sub.*symbolic link"):
         sh(engine, rootfs, "true", volumes=[f"{source}:/link/sub"])  # nothing there in the image
     (rootfs / str(canary)[1:]).mkdir(parents=True)
     code, out, _ = sh(engine, rootfs, f"ls {canary}", volumes=[f"{source}:/link/sub"])
@@ -76,7 +76,9 @@ def test_bind_destination_stays_inside(engine: Engine, rootfs: Path, canary: Pat
     assert untouched(canary)
 
 
-@pytest.mark.parametrize("cwd", ["/proc/self/fd/3", "/proc/self/fd/7", "/proc/1/root", "/proc/1/cwd"])
+@pytest.mark.parametrize(
+    "cwd", ["/proc/self/fd/3", "/proc/self/fd/7", "/proc/1/root", "/proc/1/cwd"]
+)
 def test_working_directory_can_not_be_a_leaked_descriptor(
     engine: Engine, rootfs: Path, cwd: str
 ) -> None:
@@ -147,10 +149,10 @@ def test_device_nodes_of_the_image_open_nothing(engine: Engine, rootfs: Path) ->
     """A block device of the host in a layer, or made inside with CAP_MKNOD, can't be read."""
     host = os.stat("/").st_dev
     os.mknod(rootfs / "disk", 0o60666, host)
-    code, out, err = sh(engine, rootfs, "dd if=/disk bs=512 count=1 | cat && echo")
+    _, _, err = sh(engine, rootfs, "dd if=/disk bs=512 count=1 | cat && echo")
     assert "not permitted" in err.lower() or "denied" in err.lower()
     script = f"mknod /d b {os.major(host)} {os.minor(host)}; dd if=/d bs=512 count=1 >/dev/null"
-    code, out, err = sh(engine, rootfs, script, cap_add=["MKNOD"])
+    code, _, err = sh(engine, rootfs, script, cap_add=["MKNOD"])
     assert code != 0
     assert "not permitted" in err.lower() or "denied" in err.lower()
 
