@@ -313,15 +313,11 @@ class Cgroup:
 
     def kill(self) -> None:
         """Every process in it has been sent SIGKILL, frozen ones too; nothing if it is gone."""
-        with self._told("kill"):
-            try:
-                if self._v2:
-                    v2.kill(self._v2)
-                else:
-                    v1.kill(self._freezer("kill"), v2.FREEZE_TIMEOUT_SEC)
-            except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ENODEV):  # ENODEV: removed once open
-                    raise
+        with self._told("kill"), fs.unless_gone():
+            if self._v2:
+                v2.kill(self._v2)
+            else:
+                v1.kill(self._freezer("kill"), v2.FREEZE_TIMEOUT_SEC)
 
     def pids(self) -> list[int]:
         """Ids of all processes in it and below, in no order; [] if it is gone."""

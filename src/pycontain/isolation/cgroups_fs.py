@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import time
+from collections.abc import Iterator
 
 from pycontain.errors import InvalidInput, InvalidSpec, KernelError, PycontainError, Unsupported
 from pycontain.isolation.cgroups_layout import Layout
@@ -20,6 +21,16 @@ DENIED = frozenset((errno.EACCES, errno.EPERM, errno.EROFS))
 _READ_BYTES = 65_536
 _BUSY_WAIT_FIRST_SEC = 0.0005
 _BUSY_WAIT_LAST_SEC = 0.02
+
+
+@contextlib.contextmanager
+def unless_gone() -> Iterator[None]:
+    """Nothing happens to a cgroup that is gone: ENOENT, or ENODEV if it was removed once open."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENODEV):
+            raise
 
 
 def write(directory: str, file: str, text: str) -> None:
