@@ -8,6 +8,8 @@ import random
 import shutil
 import socket
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -269,6 +271,38 @@ def test_racing_starts_make_one_monitor(state_root: Path) -> None:
     assert len(set(pids)) == 1
 
 
+@pytest.mark.parametrize(
+    "host",
+    [
+        "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
+        "import os, threading\n"
+        "def reap():\n"
+        "    while True:\n"
+        "        try: os.waitpid(-1, 0)\n"
+        "        except ChildProcessError: pass\n"
+        "threading.Thread(target=reap, daemon=True).start()",
+        "import os; os.umask(0); [os.open('/', os.O_RDONLY) for _ in range(50)]",
+    ],
+    ids=["sigchld-ignored", "reaper-thread", "descriptors"],
+)
+def test_any_host_program_starts_it(bench: Bench, host: str) -> None:
+    """A monitor starts from programs that reap every child, or have much open; it inherits none."""
+    script = f"""{host}
+import sys
+from pycontain.runtime.launcher import Launcher
+launcher = Launcher(sys.argv[1])
+print(launcher.info().pid)
+launcher.close()"""
+    command = [sys.executable, "-c", script, str(bench.root)]
+    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=WAIT_SEC)
+    assert int(said.stdout) == bench.worker()
+    assert exits(bench.run(shell("exit 3"))).status == 3
+    assert len(os.listdir(f"/proc/{bench.keeper()}/fd")) < 16
+    status = Path(f"/proc/{bench.worker()}/status").read_text()
+    assert "SigIgn:\t0000000000000000" in status
+    assert "Umask:\t0077" in status
+
+
 def test_idle_monitor_leaves_nothing(state_root: Path) -> None:
     """Without containers and clients it leaves, and takes its socket along."""
     launcher = Launcher(str(state_root), idle_sec=0)
@@ -407,6 +441,33 @@ def test_killed_worker_loses_no_line(bench: Bench, tmp_path: Path, rotated: bool
     said = "".join(joined(path) for path in [*files, log])
     assert said == "".join(f"{i}\n" for i in range(100000))
     assert joined(log, "stderr") == "end\n"
+
+
+def test_full_disk_loses_no_line(bench: Bench, tmp_path: Path) -> None:
+    """While the log's disk is full the container waits; once there is room all lines arrive."""
+    disk, state_dir = tmp_path / "disk", bench.state_dir("box")
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "none", str(disk)], check=True)
+    try:
+        with fifos(state_dir) as (out, _err):
+            plan = shell("seq 1 60000; exit 5").stdio(out, 1)
+            link = bench.spawn(plan, flags=C.PYC_R_LOG, log_path=str(disk / "log"))
+        with contextlib.closing(link):
+            link.read_reply(WAIT_SEC)
+            sizes = [0]
+
+            def stands_still() -> bool:
+                sizes.append(size_of(state_dir / "out.spool"))
+                return sizes[-1] > 8 and sizes[-20:] == sizes[-1:] * 20
+
+            until(stands_still)
+            grow = ["mount", "-o", "remount,size=8m", str(disk)]
+            subprocess.run(grow, check=True)
+            assert exits(link.read_reply(WAIT_SEC)).status == 5
+        assert joined(disk / "log") == "".join(f"{i}\n" for i in range(1, 60001))
+    finally:
+        until(bench.launcher.shutdown)
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_killed_worker_loses_no_exit(bench: Bench) -> None:
