@@ -1,7 +1,8 @@
 /* monitor.h: what the files of the monitor share.
  *
  *   keeper.c          first process: daemon, lock, socket, empty mount namespace; restarts the worker
- *   monitor.c         worker: the event loop, clients and their requests, timers
+ *   monitor.c         worker: the event loop, the containers' entries, timers
+ *   monitor_client.c  connections and their requests
  *   monitor_spawn.c   SPAWN, clone3, what the child reports until exec
  *   monitor_exit.c    the end: exit ops, `exit`, reaping, removal of the cgroup
  *   monitor_state.c   the `live` files, adoption after a crash
@@ -132,6 +133,7 @@ int worker_main(void); /* in monitor.c; what it returns is its exit code */
 /* monitor.c */
 extern struct container containers[MAX_CONTAINERS];
 extern uint32_t containers_high; /* entries from here on are free */
+extern uint32_t containers_count;
 uint64_t realtime_usec(void);
 uint64_t monotonic_usec(void);
 uint64_t boottime_usec(void);
@@ -144,13 +146,20 @@ void wake_at(uint64_t usec);
 long watch(int fd, enum watch_kind kind, uint32_t index, uint32_t generation, uint32_t events);
 void rewatch(int fd, enum watch_kind kind, uint32_t index, uint32_t generation, uint32_t events);
 void unwatch_close(int *fd);
+void exits_ready(void);
+void keep_fd(uint32_t index, enum stored which, int fd); /* -1 = forget */
+
+/* monitor_client.c */
+extern uint32_t clients_count;
+extern bool asked_to_leave; /* by SHUTDOWN */
+bool accept_client(void);
+void client_event(uint32_t client, uint32_t generation);
+void unfollow(uint32_t index);
 void reply(int32_t client, const struct pyc_reply *message, int fd);
 void reply_ok(int32_t client);
 void reply_failed(int32_t client, enum pyc_stage stage, long err, uint32_t op, uint32_t opcode);
 void client_follow(int32_t client, uint32_t index);
 void tell_followers(uint32_t index, const void *message, size_t bytes);
-void exits_ready(void);
-void keep_fd(uint32_t index, enum stored which, int fd); /* -1 = forget */
 
 /* monitor_spawn.c */
 void spawn(int32_t client, const int *fds, uint32_t fd_count);
