@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 import userland
 
+import pycontain
 from pycontain import DEVNULL, PIPE, STDOUT, ContainerFailed, Engine, Result
+from pycontain.engine import default_engine
 from pycontain.errors import (
     CommandNotExecutable,
     CommandNotFound,
@@ -324,6 +327,21 @@ def test_user_namespace_of_an_image(engine: Engine) -> None:
     assert result.stdout.split() == ["0", "0", "0", "0"], result.stderr
 
 
+@pytest.mark.needs("kernel:6.15")
+def test_user_namespace_writes_to_an_image(engine: Engine) -> None:
+    """What the container's root writes is its own inside and the mapped user's on the host."""
+    script = "cd /etc; echo x > new; echo y >> passwd; exec /usr/bin/stat -c %u new passwd"
+    with engine.container(
+        HELLO, ["-c", script], entrypoint="/usr/bin/dash", stdout=PIPE,
+        volumes=[userland.USR, "/usr/lib:/lib:ro", "/usr/lib64:/lib64:ro"],
+        userns="0:100000:65536",
+    ) as container:  # fmt: skip
+        out, _ = container.start().communicate()
+        assert out == b"0\n0\n"
+        upper = Path(engine.data_root, "containers", container.id, "upper/etc")
+        assert (upper / "new").stat().st_uid == (upper / "passwd").stat().st_uid == 100000
+
+
 # ---- refusals ----------------------------------------------------------------------------------
 
 
@@ -398,6 +416,34 @@ def test_a_mount_on_a_link_out(engine: Engine, image: str, tmp_path: Path) -> No
     with suppress(KernelError):
         engine.run(image, ["sh", "-c", "true"], volumes=[userland.USR], tmpfs=["/evil/x"])
     assert sorted(os.listdir(tmp_path)) == before
+
+
+# ---- around a run --------------------------------------------------------------------------------
+
+
+def test_plan_makes_nothing(engine: Engine) -> None:
+    """A dry run says what would be done, and does none of it."""
+    text = engine.plan(HELLO, ["--exit", "3"], memory="64M", read_only=True)
+    assert "memory_max_bytes" in text and str(64 << 20) in text
+    assert "argv=['/hello', '--exit', '3']" in text
+    assert engine.list() == []
+
+
+def test_info(engine: Engine) -> None:
+    """What this host can do is told without running anything."""
+    assert engine.info()
+
+
+def test_the_module_alone() -> None:
+    """`pycontain.run` and `pycontain.Container` need no engine of the caller's."""
+    assert pycontain.run(HELLO, ["--exit", "6"]).exit_code == 6
+    with pycontain.Container(HELLO, ["--sleep", "1000"]) as container:
+        container.start()
+        assert select.select([container], [], [], 0)[0] == []
+        container.kill()
+        assert select.select([container], [], [], 30)[0] == [container]
+        assert container.poll() is not None
+    default_engine().close()
 
 
 # ---- the host program --------------------------------------------------------------------------
