@@ -109,18 +109,19 @@ class Cgroup:
 
     @classmethod
     def open(cls, layout: Layout, name: str) -> Cgroup:
-        """An existing cgroup, perhaps made by another process.
-
-        Raises:
-            NotFound: no hierarchy has it.
-        """
+        """An existing cgroup, perhaps made by another process, else NotFound."""
         cgroup = cls(layout, name)
         found = cgroup._v1.find()
-        if layout.v2_root and os.path.isdir(f"{layout.v2_root}/{cgroup.name}"):
-            cgroup._adopt_v2(f"{layout.v2_root}/{cgroup.name}")
-        elif not found:
+        try:
+            if layout.v2_root and os.path.isdir(f"{layout.v2_root}/{cgroup.name}"):
+                cgroup._adopt_v2(f"{layout.v2_root}/{cgroup.name}")
+                found = True
+            cgroup._open_join_fds()
+        except FileNotFoundError:  # being removed by somebody else
+            found = False
+        if not found:
+            cgroup.close()
             raise NotFound(f"there is no cgroup {name}")
-        cgroup._open_join_fds()
         return cgroup
 
     def sub(self, name: str, resources: Resources | None = None) -> Cgroup:

@@ -15,8 +15,7 @@ from pycontain.oci import Namespace
 
 _IPC = frozenset(
     f"kernel.{name}"
-    for name in ("msgmax", "msgmnb", "msgmni", "sem")
-    + ("shmall", "shmmax", "shmmni", "shm_rmid_forced")
+    for name in "msgmax msgmnb msgmni sem shmall shmmax shmmni shm_rmid_forced".split()
 )
 _UTS = frozenset(("kernel.hostname", "kernel.domainname"))
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")

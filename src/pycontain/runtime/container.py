@@ -160,6 +160,7 @@ class Container(Handle):
             with suppress(FileNotFoundError):
                 os.unlink(f"{self.state_dir}/{name}")
         self._close_run()
+        self._run = Run(self.host.launcher, self.id, self.state_dir)
 
     def _is_alive(self) -> bool:
         """Whether its process is there, if only as a zombie, or about to be.
@@ -170,8 +171,7 @@ class Container(Handle):
         return live is not None and (live.pid <= 0 or is_alive(live.pid, live.pid_start_ticks))
 
     def _close_run(self) -> None:
-        self._run.close()
-        self._run = Run(self.host.launcher, self.id, self._run.state_dir)
+        self._run.close()  # how it ended stays known, as with Popen
         if self._cgroup is not None:
             self._cgroup.close()
             self._cgroup = None
@@ -246,7 +246,7 @@ class Container(Handle):
         self._close_run()
 
     def __del__(self) -> None:
-        with suppress(Exception):  # no new Run as in _close_run: that would make the state root
+        with suppress(Exception):
             self._run.close()
             if self._cgroup is not None:
                 self._cgroup.close()

@@ -323,8 +323,14 @@ class Handle:
         """
         live = self._run.live()
         if live is not None and live.pid > 0 and self.poll() is None:
-            self._run.pidfd()  # proves that the pid is still this container's
-            return os.open(f"/proc/{live.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            pidfd = self._run.pidfd()  # proves that the pid was this container's
+            with suppress(OSError):
+                fd = os.open(f"/proc/{live.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    signals.pidfd_send_signal(pidfd, 0)  # and still is: the number was not reused
+                    return fd
+                except OSError:
+                    os.close(fd)
         return launch.open_rootfs(self.blueprint)
 
     def copy_in(self, source: str, destination: str, *, archive: bool = False) -> None:

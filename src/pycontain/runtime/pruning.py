@@ -49,8 +49,10 @@ def _prune_one(host: Host, container_id: str, document: Any, exited: bool) -> bo
     if status in (Status.RUNNING, Status.PAUSED):
         return False
     if blueprint is not None:
-        owned = is_alive(blueprint.owner_pid, blueprint.owner_ticks)  # and may be about to start it
-        if status == Status.CREATED and (blueprint.survive or owned):
+        # A program that lives removes its own; it may be starting it, or removing it, just now.
+        if not blueprint.survive and is_alive(blueprint.owner_pid, blueprint.owner_ticks):
+            return False
+        if status == Status.CREATED and blueprint.survive:
             return False
         kept = blueprint.survive and not blueprint.auto_remove
         if status == Status.EXITED and not exited and kept:
@@ -64,15 +66,17 @@ def _prune_leftovers(host: Host) -> tuple[str, ...]:
     """Cgroups and data directories of ours whose container does not exist."""
     found = []
     layout, parent = host.layout(), host.cgroup_parent(start=False)
+    # Looked at before the living are: whatever is made in between is nobody's leftover.
+    groups, data = cgroups.children(layout, parent), host.data_ids()
     alive = set(host.states.ids())
-    for name in cgroups.children(layout, parent):
+    for name in groups:
         if name not in alive and _is_id(name):
             with suppress(PycontainError):
                 group = cgroups.Cgroup.open(layout, f"{parent}/{name}")
                 group.kill()
                 group.remove()
                 found.append(f"cgroup {parent}/{name}")
-    for name in host.data_ids():
+    for name in data:
         if name not in alive and _is_id(name):
             host.remove_data(name)
             found.append(f"data {name}")

@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import signal as signals
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pycontain import _native
 from pycontain._native import C
-from pycontain.errors import NotFound, TimeoutExpired, WrongState
+from pycontain.errors import InternalError, NotFound, TimeoutExpired, WrongState
 from pycontain.runtime import launch
 from pycontain.runtime.launcher import Launcher, Link, MonitorLost
 from pycontain.runtime.liveness import is_alive
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from socket import socket
 
 __all__ = ["Run"]
+
+_SETTLE_SEC = 10.0
 
 
 class Run:
@@ -57,14 +60,34 @@ class Run:
         Raises: what `launch.failure` makes of the refusal; nothing runs then.
         """
         assert self._link is not None
-        reply = self._link.read_reply(None)
-        if isinstance(reply, _native.NativeReply) and reply.kind == C.PYC_REP_PARKED:
-            self._terminal = self._launcher.attach(self.id)
-            self._link.send(_native.encode_request(C.PYC_REQ_START, self.id.encode()))
+        try:
             reply = self._link.read_reply(None)
-            if isinstance(reply, _native.NativeReply) and reply.kind == C.PYC_REP_OK:
+            if isinstance(reply, _native.NativeReply) and reply.kind == C.PYC_REP_PARKED:
+                self._terminal = self._launcher.attach(self.id)
+                self._link.send(_native.encode_request(C.PYC_REQ_START, self.id.encode()))
                 reply = self._link.read_reply(None)
-        self._take_start(reply)
+                if isinstance(reply, _native.NativeReply) and reply.kind == C.PYC_REP_OK:
+                    reply = self._link.read_reply(None)
+        except MonitorLost:
+            self._drop_link()
+            self._start_without_reply()
+        else:
+            self._take_start(reply)
+
+    def _start_without_reply(self) -> None:
+        """The monitor died during the start. The next one goes on with what had executed by then,
+        and kills what had not, so this asks for the end only if there was no beginning."""
+        with suppress(NotFound):
+            self._connection()
+        live = self.live()
+        if live is None or live.status != C.PYC_ST_RUNNING:
+            if not self._read_exit_file():
+                with suppress(WrongState):
+                    self.wait(_SETTLE_SEC)
+            raise InternalError(
+                f"the monitor died while it started {self.id[:12]}, which does not run now",
+                hint="start it again",
+            )
 
     def attach(self) -> socket:
         """Return a socket that is its terminal, the caller's to close.
