@@ -33,8 +33,10 @@ def test_namespaced_parameters_become_paths() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["kernel.core_pattern", "kernel.modprobe", "vm.swappiness", "fs.file-max", "kernel.shm_next_id"]
-    + ["fs.mqueuefoo.x", "network.x", "kernel.panic"],
+    [
+        *("kernel.core_pattern", "kernel.modprobe", "vm.swappiness", "fs.file-max"),
+        *("kernel.shm_next_id", "fs.mqueuefoo.x", "network.x", "kernel.panic"),
+    ],
 )
 def test_the_hosts_parameters_are_refused(name: str) -> None:
     """What no namespace isolates can't be set."""

@@ -164,7 +164,14 @@ static void shutdown_request(int32_t client) {
         reply_failed(client, PYC_STAGE_REQUEST, -EBUSY, 0, 0);
         return;
     }
-    reply_ok(client); /* leftovers are only waited for: their time is bounded */
+    /* Busy cgroups are waited for, their time is bounded; clients that do not read are not. */
+    for (uint32_t i = 0; i < containers_high; i++) {
+        if (containers[i].phase == C_LEFTOVER) {
+            tty_close(i);
+            retry_leftover(i);
+        }
+    }
+    reply_ok(client);
     asked_to_leave = true;
 }
 

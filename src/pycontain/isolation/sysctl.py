@@ -15,7 +15,10 @@ from pycontain.oci import Namespace
 
 _IPC = frozenset(
     f"kernel.{name}"
-    for name in "msgmax msgmnb msgmni sem shmall shmmax shmmni shm_rmid_forced".split()
+    for name in (
+        *("msgmax", "msgmnb", "msgmni", "sem"),
+        *("shmall", "shmmax", "shmmni", "shm_rmid_forced"),
+    )
 )
 _UTS = frozenset(("kernel.hostname", "kernel.domainname"))
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +17,8 @@ from pycontain.runtime.liveness import is_alive
 from pycontain.runtime.state import Status
 
 __all__ = ["PruneReport", "prune"]
+
+_YOUNG_SEC = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,8 @@ def _prune_one(host: Host, container_id: str, document: Any, exited: bool) -> bo
         blueprint, status = None, Status.UNKNOWN
     if status in (Status.RUNNING, Status.PAUSED):
         return False
+    if blueprint is None and _is_young(host.states.path(container_id)):
+        return False  # not damaged: being made, or being removed, at this moment
     if blueprint is not None:
         # A program that lives removes its own; it may be starting it, or removing it, just now.
         if not blueprint.survive and is_alive(blueprint.owner_pid, blueprint.owner_ticks):
@@ -60,6 +66,13 @@ def _prune_one(host: Host, container_id: str, document: Any, exited: bool) -> bo
         cgroup = blueprint.cgroup
     remove_traces(host, container_id, cgroup)
     return True
+
+
+def _is_young(path: str) -> bool:
+    try:
+        return time.time() - os.stat(path).st_mtime < _YOUNG_SEC
+    except FileNotFoundError:
+        return True
 
 
 def _prune_leftovers(host: Host) -> tuple[str, ...]:
