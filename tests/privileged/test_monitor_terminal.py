@@ -143,6 +143,19 @@ def test_ended_terminal_with_a_deaf_client_costs_no_cpu(bench: Bench) -> None:
         assert read_all(ours) == b"x" * 12000
 
 
+def test_shutdown_does_not_wait_for_a_deaf_client(bench: Bench) -> None:
+    """Output that nobody fetches keeps no monitor from leaving."""
+    ours, theirs = socket.socketpair()
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    with ours, contextlib.closing(parked(bench, "head -c 12000 /dev/zero")):
+        with theirs:
+            bench.launcher.request(C.PYC_REQ_ATTACH, "box", fds=(theirs.fileno(),))
+        with contextlib.closing(bench.launcher.start("box")) as link:
+            link.read_reply(WAIT_SEC)
+            assert exits(link).status == 0
+        assert bench.launcher.shutdown()
+
+
 def test_two_attached_see_the_same(bench: Bench) -> None:
     """Output goes to everybody who is attached; closing one detaches only that one."""
     with session(bench, "stty -echo; printf one; read x; printf two") as (link, first):
