@@ -22,12 +22,13 @@ NATIVE = SOURCE / "_native"
 
 # ---- imports ---------------------------------------------------------------------------------
 
-LEAVES = {"errors", "oci", "usage"}
+LEAVES = {"errors", "oci", "usage", "values"}
 # room: the rooms that it may import, itself excepted. `package` is pycontain/__init__.py.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
-    "oci": set(),
-    "usage": set(),
+    "values": set(),
+    "oci": {"values"},
+    "usage": {"values"},
     "_native": {"errors"},
     "isolation": {"_native", *LEAVES},
     "network": {"_native", *LEAVES},

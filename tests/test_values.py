@@ -1,4 +1,4 @@
-"""`@value` is `@dataclass(frozen=True, slots=True)` to all who use the class."""
+"""`@frozen` is `@dataclass(frozen=True, slots=True)` to all who use the class."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import sys
 
 import pytest
 
-from pycontain.values import field, replace, value
+from pycontain.values import field, frozen, replace
 
 
-@value
+@frozen
 class Point:
     """A value with and without defaults."""
 
@@ -27,7 +27,7 @@ class Point:
         return self.x + self.y
 
 
-@value(kw_only=True)
+@frozen(kw_only=True)
 class Options:
     """All by name."""
 

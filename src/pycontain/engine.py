@@ -13,7 +13,6 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +25,11 @@ from pycontain.runtime.host import Host
 from pycontain.runtime.liveness import own_identity
 from pycontain.runtime.options import RunOptions, parse_pairs
 from pycontain.runtime.process import Result, decoder, finish
+from pycontain.runtime.run import NeverRan
 from pycontain.runtime.spec import build_spec
 from pycontain.runtime.state import new_id
 from pycontain.runtime.stdio import PIPE, Stream
+from pycontain.values import replace
 
 if TYPE_CHECKING:
     from pycontain.image import Image, ImageStore
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine", "default_engine"]
 
+_START_ATTEMPTS = 4  # of a run, while something kills the monitor again and again
 
 
 class Engine:
@@ -204,9 +206,15 @@ class Engine:
             image, command, stdin=stdin, stdout=stdout, stderr=stderr, options=options, **words
         )
         try:
-            container.start(quiet=True)
-            out, err = container.communicate(codec.encode(input))
-            record = container.wait()
+            for attempt in range(_START_ATTEMPTS):
+                try:
+                    container.start(quiet=True)
+                    out, err = container.communicate(codec.encode(input))
+                    record = container.wait()
+                    break
+                except NeverRan:
+                    if attempt == _START_ATTEMPTS - 1:
+                        raise
         finally:
             container.remove(force=True)
         result = finish(

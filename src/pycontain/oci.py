@@ -6,14 +6,15 @@ Source: OCI image-spec 1.1 (config, descriptor), OCI runtime-spec 1.3 (config.md
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import NewType
+
+from pycontain.values import field, frozen
 
 Digest = NewType("Digest", str)  # "sha256:<64 hex>" or "sha512:<128 hex>", checked where it enters
 ContainerId = NewType("ContainerId", str)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Platform:
     """An image platform, in Go's words (amd64, arm64)."""
 
@@ -22,7 +23,7 @@ class Platform:
     variant: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Descriptor:
     """Names content by digest and size (image-spec descriptor.md)."""
 
@@ -33,7 +34,7 @@ class Descriptor:
     annotations: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ImageConfig:
     """What an image asks of its container. Hostile input: validate before use."""
 
@@ -50,7 +51,7 @@ class ImageConfig:
     created: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class IdMap:
     """One extent of a user namespace's uid or gid map."""
 
@@ -59,7 +60,7 @@ class IdMap:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Mount:
     """The lingua franca: snapshots and volumes emit mounts, isolation consumes them.
 
@@ -77,7 +78,7 @@ class Mount:
     source_fd: int = -1
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class User:
     """Numeric ids; names were looked up in the image before."""
 
@@ -87,7 +88,7 @@ class User:
     umask: int = 0o022
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Capabilities:
     """The five sets, as masks of 1 << CAP_*."""
 
@@ -98,7 +99,7 @@ class Capabilities:
     ambient: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rlimit:
     """`type` is a name such as RLIMIT_NOFILE; values in the limit's own unit."""
 
@@ -107,7 +108,7 @@ class Rlimit:
     hard: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Process:
     """What is executed, as whom, with which rights."""
 
@@ -124,7 +125,7 @@ class Process:
     oom_score_adj: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Namespace:
     """`type`: mount, pid, ipc, uts, network, cgroup, user or time; new unless `path` names one."""
 
@@ -132,7 +133,7 @@ class Namespace:
     path: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Device:
     """A device node in the container; `type` is c, b or p."""
 
@@ -145,7 +146,7 @@ class Device:
     gid: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DeviceRule:
     """Allow or deny access ("rwm") to devices; None matches any number, type "a" any type."""
 
@@ -156,7 +157,7 @@ class DeviceRule:
     access: str = "rwm"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class IoLimit:
     """Ceilings for one block device; None is no ceiling (cgroup-v2.rst, io.max)."""
 
@@ -168,7 +169,7 @@ class IoLimit:
     write_ops_per_sec: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Resources:
     """Quotas of one cgroup. None leaves the kernel's default (no limit)."""
 
@@ -193,7 +194,7 @@ class Resources:
     devices: tuple[DeviceRule, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Spec:
     """A container to be: everything isolation needs, nothing of the image or of the lifecycle."""
 

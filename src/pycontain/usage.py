@@ -6,10 +6,10 @@ Source: Linux Documentation/admin-guide/cgroup-v2.rst, accounting/psi.rst.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pycontain.values import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Pressure:
     """Total stall time of one resource since the cgroup was made, in microseconds (PSI)."""
 
@@ -17,7 +17,7 @@ class Pressure:
     full_usec: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class IoUsage:
     """Transfers on one block device."""
 
@@ -29,7 +29,7 @@ class IoUsage:
     write_ops: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Usage:
     """Resource usage of one container (or exec) at one moment, or in all once it has ended."""
 
@@ -60,7 +60,7 @@ class Usage:
     io_pressure: Pressure | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ExitRecord:
     """How a container or exec ended. Exactly one of `exit_code` and `signal` is not None, except
     when both are unknown because it ended while nobody could watch (`known` is False then)."""

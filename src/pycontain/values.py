@@ -1,4 +1,4 @@
-"""Frozen value classes that cost nothing to define: `@value` in place of `@dataclass`.
+"""Frozen value classes that cost nothing to define: `@frozen` in place of `@dataclass`.
 
 `dataclasses` compiles six methods for each class when its module is imported, and imports `inspect`
 and `re` for that: 30 of the 80 ms of CPU that `pycontain run` took went there. Here the methods
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import dataclass_transform
 
     @dataclass_transform(frozen_default=True, field_specifiers=(field,))
-    def value(cls: Any = None, *, kw_only: bool = False) -> Any: ...
+    def frozen(cls: Any = None, *, kw_only: bool = False) -> Any: ...
 else:
 
     class _Default:
@@ -39,10 +39,10 @@ else:
                 changes[name] = getattr(old, name)
         return type(old)(**changes)
 
-    def value(cls=None, *, kw_only=False):
+    def frozen(cls=None, *, kw_only=False):
         """The class with slots for its annotated fields, frozen, and compared by value."""
         if cls is None:
-            return lambda cls: value(cls, kw_only=kw_only)
+            return lambda cls: frozen(cls, kw_only=kw_only)
         names = tuple(cls.__dict__.get("__annotations__", ()))  # noqa: RUF063  (inspect costs 5 ms)
         members = dict(cls.__dict__)
         defaults = {name: members.pop(name) for name in names if name in members}
@@ -134,4 +134,4 @@ else:
         "__dataclass_fields__": _Fields(),
     }
 
-__all__ = ["field", "replace", "value"]
+__all__ = ["field", "frozen", "replace"]

@@ -21,8 +21,11 @@ from pycontain.aio.running import Exec, pipes
 from pycontain.aio.waiting import in_thread
 from pycontain.runtime import process as processes
 from pycontain.runtime.pruning import PruneReport
+from pycontain.runtime.run import NeverRan
 
 __all__ = ["Container", "Engine", "Exec", "run"]
+
+_START_ATTEMPTS = 4  # of a run, while something kills the monitor again and again
 
 
 async def run(
@@ -64,9 +67,15 @@ class Engine:
         codec = processes.decoder(text, encoding, errors)
         container = self.container(image, command, **pipes(words, input, capture_output))
         try:
-            await container.start(quiet=True)
-            out, err = await container.communicate(codec.encode(input))
-            record = await container.wait()
+            for attempt in range(_START_ATTEMPTS):
+                try:
+                    await container.start(quiet=True)
+                    out, err = await container.communicate(codec.encode(input))
+                    record = await container.wait()
+                    break
+                except NeverRan:
+                    if attempt == _START_ATTEMPTS - 1:
+                        raise
         finally:
             await container.remove(force=True)
         result = processes.finish(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pycontain.cli.arguments import Arguments, Command, Option, UsageError
@@ -21,6 +20,7 @@ from pycontain.cli.session import (
     stdin_fd,
 )
 from pycontain.errors import AlreadyExists, WrongState
+from pycontain.values import replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
 
 from pycontain.errors import ImageNotFound
 from pycontain.oci import Digest
+from pycontain.values import frozen
 
 from . import manifest as documents
 from .content import ContentStore, Row, locked
@@ -16,7 +16,7 @@ from .removal import remove_path
 from .snapshots import image_of
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Pruned:
     """What a prune removed; `freed_bytes` counts blobs and unpacked files."""
 

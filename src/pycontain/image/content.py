@@ -13,10 +13,10 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 
 from pycontain.errors import ImageNotFound, InternalError, MalformedManifest
 from pycontain.oci import Digest
+from pycontain.values import frozen
 
 from . import manifest as documents
 from .archive import write_all
@@ -26,7 +26,7 @@ UNPACKED_BYTES = "dev.pycontain.unpacked-bytes"
 IMPORTED = "dev.pycontain.imported"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Row:
     """One image of the store: a manifest and all its names."""
 
@@ -37,7 +37,7 @@ class Row:
     imported: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Index:
     """index.json as it was at one moment."""
 

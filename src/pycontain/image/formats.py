@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import suppress
-from dataclasses import dataclass
 
 from pycontain.errors import (
     DigestMismatch,
@@ -14,6 +13,7 @@ from pycontain.errors import (
     SizeMismatch,
 )
 from pycontain.oci import Descriptor, Digest
+from pycontain.values import frozen
 
 from . import manifest as documents
 from . import platforms
@@ -25,7 +25,7 @@ CONTAINERD_NAME = "io.containerd.image.name"
 MAX_INDEX_DEPTH = 4
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Layer:
     """A layer that may have to be read; `descriptor` is None if only the diff id is known."""
 
@@ -34,7 +34,7 @@ class Layer:
     member: Member | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Found:
     """An image in a source. `manifest` is None if the format has none (`docker save`, old)."""
 

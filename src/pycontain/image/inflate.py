@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pycontain.errors import SizeMismatch, UnsafeLayer, Unsupported
 from pycontain.oci import Digest
+from pycontain.values import frozen
 
 READ_BYTES = 128 << 10
 CHUNK_BYTES = 1 << 20
@@ -23,7 +23,7 @@ XZ_MEMORY_BYTES = 256 << 20
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Limits:
     """How much a stream may inflate; the ratio counts above `ratio_from_bytes` only."""
 

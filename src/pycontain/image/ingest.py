@@ -17,10 +17,10 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
 
 from pycontain.errors import DigestMismatch, MalformedManifest, WrongState
 from pycontain.oci import Descriptor, Digest
+from pycontain.values import frozen, replace
 
 from . import manifest as documents
 from .archive import Member, write_all
@@ -35,7 +35,7 @@ SHARED = "shared"
 _COMPRESSED = {"gzip": "+gzip", "zstd": "+zstd"}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Places:
     """Where things are below the data root."""
 

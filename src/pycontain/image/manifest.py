@@ -10,11 +10,11 @@ Source: OCI image-spec 1.1 (image-index.md, manifest.md, config.md); Docker imag
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pycontain.errors import MalformedManifest
 from pycontain.oci import Descriptor, Digest, ImageConfig, Platform
+from pycontain.values import frozen
 
 MAX_DOCUMENT_BYTES = 4 << 20
 MAX_LAYERS = 500  # overlayfs's own limit
@@ -39,7 +39,7 @@ _OCI_LAYER = "application/vnd.oci.image.layer."
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Manifest:
     """One image for one platform."""
 
@@ -47,7 +47,7 @@ class Manifest:
     layers: tuple[Descriptor, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Config:
     """What a config document says; `diff_ids` are the inflated layers' digests, lowest first."""
 

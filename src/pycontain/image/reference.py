@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 from pycontain.errors import InvalidReference
+from pycontain.values import frozen
 
 TRANSPORTS = ("oci", "oci-archive", "docker-archive", "rootfs")
 FORMS = (
@@ -17,7 +17,7 @@ _LOWER = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
 _WORD = _LOWER | frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ_")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reference:
     """`transport` is one of TRANSPORTS with an absolute `path`, or "" with a familiar `name`.
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 
 from pycontain.errors import ImageNotFound, InternalError, InvalidReference, WrongState
 from pycontain.oci import Digest, ImageConfig
+from pycontain.values import frozen, replace
 
 from . import collect, embedded, formats, reference
 from . import manifest as documents
@@ -22,7 +22,7 @@ Signature = tuple[int, ...]
 ID_PREFIX_CHARS = 6
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Image:
     """An image whose layers are unpacked.
 

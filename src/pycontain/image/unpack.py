@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pycontain.errors import KernelError, UnsafeLayer, Unsupported
+from pycontain.values import frozen
 
 from . import tar
 from .tree import (
@@ -50,7 +51,7 @@ _HOST_ERRNOS = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Policy:
     """Limits and choices of one unpack."""
 

@@ -8,8 +8,9 @@ Source: Linux Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/cgroups.rst; pr
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from enum import StrEnum
+
+from pycontain.values import frozen
 
 V1_CONTROLLERS = frozenset(
     ("blkio", "cpu", "cpuacct", "cpuset", "devices", "freezer", "hugetlb", "memory", "pids")
@@ -26,7 +27,7 @@ class Mode(StrEnum):
     NONE = "none"  # no writable cgroup tree at all
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Layout:
     """What is mounted where. Controllers carry their v2 names (`io`, also for v1's blkio)."""
 

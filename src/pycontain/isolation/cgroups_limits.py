@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 
 from pycontain.errors import InvalidSpec
 from pycontain.oci import IoLimit, Resources
+from pycontain.values import frozen, replace
 
 UNLIMITED = -1  # OCI's word for "no limit" in an update; the kernel's is "max"
 
@@ -32,7 +32,7 @@ OPTION = {
 _UNIFIED_CGROUP_FILES = ("cgroup.max.depth", "cgroup.max.descendants")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Setting:
     """One write: `text` into `file` of `controller`, because of option `field`."""
 

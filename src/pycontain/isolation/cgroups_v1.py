@@ -15,7 +15,6 @@ import os
 import signal
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from pycontain.errors import InvalidSpec, TimeoutExpired, Unsupported
 from pycontain.isolation import cgroups_fs as fs
@@ -29,6 +28,7 @@ from pycontain.isolation.cgroups_limits import (
 )
 from pycontain.isolation.cgroups_v2 import host_swaps
 from pycontain.oci import DeviceRule, Resources
+from pycontain.values import frozen
 
 # Joined by every container for its usage and OOM facts. `cpu` and `cpuset` only when asked for.
 ACCOUNTING = frozenset(("memory", "pids", "io"))
@@ -128,7 +128,7 @@ def _io(resources: Resources) -> Iterator[Setting]:
                 yield Setting("io", name, text, f"io_max[{index}]", key=device)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Directory:
     """As much of a cgroupspy Node as its controllers look at; Node itself loads `logging`."""
 

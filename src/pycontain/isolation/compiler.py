@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 from pycontain._native import C
 from pycontain.errors import InvalidSpec
@@ -33,7 +32,6 @@ _ATTACH_DIR = "/newroot"  # in the monitor's own mount namespace, which holds no
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-@dataclass(slots=True)
 class Launch:
     """The descriptors and prepared bytes that one launch needs; all fds are borrowed.
 
@@ -51,18 +49,39 @@ class Launch:
         park: stop before exec until the monitor is told START.
     """
 
-    rootfs_fd: int = -1
-    cgroup_fd: int = -1
-    join_fds: tuple[int, ...] = ()
-    v1_hierarchies: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    stdio: tuple[int, int, int] | None = None
-    mount_fds: Mapping[int, tuple[int, bool]] = field(default_factory=dict)
-    namespace_fds: Mapping[str, int] = field(default_factory=dict)
-    device_fds: Mapping[str, int] = field(default_factory=dict)
-    seccomp_filter: bytes | None = None
-    init_fd: int = -1
-    park: bool = False
-    keyring: str = ""
+    __slots__ = (
+        "cgroup_fd", "device_fds", "init_fd", "join_fds", "keyring", "mount_fds", "namespace_fds",
+        "park", "rootfs_fd", "seccomp_filter", "stdio", "v1_hierarchies",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        rootfs_fd: int = -1,
+        cgroup_fd: int = -1,
+        join_fds: tuple[int, ...] = (),
+        v1_hierarchies: tuple[tuple[str, tuple[str, ...]], ...] = (),
+        stdio: tuple[int, int, int] | None = None,
+        mount_fds: Mapping[int, tuple[int, bool]] | None = None,
+        namespace_fds: Mapping[str, int] | None = None,
+        device_fds: Mapping[str, int] | None = None,
+        seccomp_filter: bytes | None = None,
+        init_fd: int = -1,
+        park: bool = False,
+        keyring: str = "",
+    ) -> None:
+        self.rootfs_fd = rootfs_fd
+        self.cgroup_fd = cgroup_fd
+        self.join_fds = join_fds
+        self.v1_hierarchies = v1_hierarchies
+        self.stdio = stdio
+        self.mount_fds = mount_fds or {}
+        self.namespace_fds = namespace_fds or {}
+        self.device_fds = device_fds or {}
+        self.seccomp_filter = seccomp_filter
+        self.init_fd = init_fd
+        self.park = park
+        self.keyring = keyring
 
 
 def compile_init(spec: Spec, launch: Launch) -> Plan:

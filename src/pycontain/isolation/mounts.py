@@ -14,13 +14,13 @@ import os
 import stat
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 
 from pycontain import _native
 from pycontain._native import C
 from pycontain.errors import InvalidSpec, KernelError, NotFound, Unsupported
 from pycontain.isolation.plan import Plan
 from pycontain.oci import Device, IdMap, Mount
+from pycontain.values import frozen, replace
 
 __all__ = [
     "MountOptions",
@@ -57,7 +57,7 @@ _PROPAGATION = {
 _IGNORED = frozenset(("defaults", "async", "auto", "noauto", "user", "nouser", "_netdev", "z", "Z"))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MountOptions:
     """The words of a mount, sorted out. `recursive_*` apply to the whole tree (mount_setattr)."""
 

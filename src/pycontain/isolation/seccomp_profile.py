@@ -10,10 +10,10 @@ Source: seccomp(2), syscalls(2).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from errno import EAFNOSUPPORT, ENOSYS, EPERM
 
 from pycontain.isolation.capabilities import parse
+from pycontain.values import frozen
 
 ALLOW = 0x7FFF0000  # SECCOMP_RET_*: what the kernel does with a call (seccomp(2))
 LOG = 0x7FFC0000
@@ -24,7 +24,7 @@ KILL_THREAD = 0x00000000
 KILL_PROCESS = 0x80000000
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Arg:
     """A test of one 64-bit argument; for MASKED_EQ `value` is the mask and `value_two` the rest."""
 
@@ -34,7 +34,7 @@ class Arg:
     value_two: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rule:
     """What happens to calls by name if all `args` hold and the rule is for this container."""
 
@@ -49,7 +49,7 @@ class Rule:
     not_min_kernel: tuple[int, int] = (0, 0)  # not from this version on; (0, 0) is never
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Denied:
     """Refuses calls whose argument has one of `values` in its low 32 bits; no rule overrides it.
 
@@ -63,7 +63,7 @@ class Denied:
     action: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Profile:
     """A whole policy. `architectures` are SCMP_ARCH_* besides the native one."""
 

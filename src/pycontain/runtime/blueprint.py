@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from dataclasses import dataclass
 from typing import Any
 
 from pycontain.errors import WrongState
@@ -27,11 +26,12 @@ from pycontain.oci import (
     Spec,
     User,
 )
+from pycontain.values import frozen
 
 __all__ = ["Blueprint", "decode", "encode"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Blueprint:
     """Everything needed to start the container. Times in seconds since the epoch or in usec.
 

@@ -206,7 +206,7 @@ class Container(Handle):
 
         Raises: AlreadyExists: the name is taken.
         """
-        from dataclasses import replace
+        from pycontain.values import replace
 
         self.blueprint = replace(self.blueprint, name=name)
         self.host.states.rename(self.id, name)

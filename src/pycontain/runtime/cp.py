@@ -20,11 +20,11 @@ import os
 import stat
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from typing import TypeVar
 
 from pycontain.errors import InvalidInput, KernelError, NotFound, UntrustedContent
 from pycontain.runtime.rootfs import open_path, reopen
+from pycontain.values import frozen
 
 __all__ = ["copy_in", "copy_out"]
 
@@ -37,7 +37,7 @@ T = TypeVar("T")
 _Opener = Callable[[str, int], int]  # (path, extra flags) -> O_PATH descriptor
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rules:
     """What becomes of owners and modes. `owner` None leaves them to whom the copy is made by."""
 

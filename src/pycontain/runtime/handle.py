@@ -11,7 +11,6 @@ import os
 import signal as signals
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pycontain.errors import NotFound, TimeoutExpired, WrongState
@@ -24,6 +23,7 @@ from pycontain.runtime.host import Host
 from pycontain.runtime.run import Run
 from pycontain.runtime.state import Status
 from pycontain.usage import ExitRecord, Usage
+from pycontain.values import replace
 
 if TYPE_CHECKING:
     from pycontain._native import NativeLive
@@ -247,7 +247,7 @@ class Handle:
 
     def _remember(self, changes: Resources) -> None:
         """The definition says what holds now; -1 was the word for no limit."""
-        given = {name: getattr(changes, name) for name in Resources.__slots__}
+        given = {name: getattr(changes, name) for name in Resources.__match_args__}
         given = {k: v for k, v in given.items() if v not in (None, ()) and k != "memory_oom_group"}
         lifted = {name: None if value == -1 else value for name, value in given.items()}
         spec = self.blueprint.spec

@@ -10,7 +10,6 @@ import os
 import signal
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import NamedTuple
 
 from pycontain import _native
@@ -33,6 +32,7 @@ from pycontain.oci import Mount, Process, Resources, Spec
 from pycontain.runtime.blueprint import Blueprint
 from pycontain.runtime.host import Host
 from pycontain.runtime.launcher import Link
+from pycontain.values import replace
 
 __all__ = ["Started", "Stdio", "failure", "open_rootfs", "prepare", "spawn", "spawn_exec"]
 

@@ -12,11 +12,11 @@ from __future__ import annotations
 import os
 import stat as stat_
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from pycontain.errors import InvalidInput
 from pycontain.oci import Device, DeviceRule, IdMap, IoLimit, Mount, Rlimit
 from pycontain.runtime.units import parse_bytes
+from pycontain.values import frozen
 
 __all__ = [
     "RunOptions",
@@ -56,7 +56,7 @@ _MAX_ID = 2**32 - 2  # (uid_t)-1 means "no id" to the kernel
 IdMaps = tuple[tuple[IdMap, ...], tuple[IdMap, ...]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class RunOptions:
     """Everything about a run but the image and the command. None means docker's default.
 

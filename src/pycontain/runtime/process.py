@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pycontain.errors import InvalidInput, PycontainError, TimeoutExpired, WrongState
@@ -19,6 +18,7 @@ from pycontain.runtime.run import Run
 from pycontain.runtime.stdio import DEVNULL, PIPE, Stream, Streams, communicate
 from pycontain.runtime.units import parse_duration
 from pycontain.usage import ExitRecord, Usage
+from pycontain.values import replace
 
 if TYPE_CHECKING:
     from pycontain.isolation.cgroups import Cgroup

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+
+from pycontain.values import frozen
 
 __all__ = ["ProcessInfo", "describe"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ProcessInfo:
     """One process. Pids are the host's; `uid` is the host's too; times in microseconds."""
 

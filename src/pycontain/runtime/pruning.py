@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from pycontain.errors import ContainerNotFound, PycontainError, WrongState
@@ -15,13 +14,14 @@ from pycontain.runtime.container import remove_traces
 from pycontain.runtime.host import Host
 from pycontain.runtime.liveness import is_alive
 from pycontain.runtime.state import Status
+from pycontain.values import frozen
 
 __all__ = ["PruneReport", "prune"]
 
 _YOUNG_SEC = 60.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PruneReport:
     """What `prune` removed: container ids, and what a crash had left without a container."""
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from pycontain.errors import InvalidInput, InvalidSpec
 from pycontain.isolation.devices import DEFAULT_RULES
 from pycontain.oci import DeviceRule, IoLimit, Resources
 from pycontain.runtime.options import RunOptions, parse_io_max, parse_pairs
 from pycontain.runtime.units import parse_bytes, parse_cpus
+from pycontain.values import replace
 
 __all__ = ["DEFAULT_PIDS", "build_resources", "changed_resources"]
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pycontain.errors import ContainerFailed
 from pycontain.usage import ExitRecord, Usage
+from pycontain.values import frozen
 
 __all__ = ["Result", "decoder", "finish"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Result:
     """How a container or exec ended, with what it wrote if that was captured.
 

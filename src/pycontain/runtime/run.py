@@ -25,9 +25,13 @@ from pycontain.usage import ExitRecord
 if TYPE_CHECKING:
     from socket import socket
 
-__all__ = ["Run"]
+__all__ = ["NeverRan", "Run"]
 
 _SETTLE_SEC = 10.0
+
+
+class NeverRan(MonitorLost):
+    """The start was lost with the monitor before anything ran: it may be repeated."""
 
 
 class Run:
@@ -150,7 +154,7 @@ class Run:
             except NotFound:  # not alive there: it ended just now, or it never ran
                 self._drop_link()
                 if not self._read_exit_file():
-                    raise WrongState(f"{self.id[:12]} is not running") from None
+                    raise self._no_record() from None
                 continue
             except MonitorLost:  # it was restarted, and knows all its runs again
                 self._drop_link()
@@ -160,6 +164,12 @@ class Run:
             elif reply.kind == C.PYC_REP_FAILED:
                 self._drop_link()
                 raise self._failure(reply)
+
+    def _no_record(self) -> Exception:
+        # The monitor writes `live` before it clones and `exit` before it removes `live`.
+        if self._started is not None and os.path.isdir(self.state_dir):
+            return NeverRan("the monitor was killed while it started this; nothing has run")
+        return WrongState(f"{self.id[:12]} is not running")
 
     def poll(self) -> ExitRecord | None:
         """Return how it ended, or None if it has not; never waits."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import lru_cache
 
 from pycontain.errors import InvalidInput, InvalidSpec
@@ -40,6 +39,7 @@ from pycontain.runtime.options import (
 from pycontain.runtime.quotas import build_resources
 from pycontain.runtime.units import parse_bytes
 from pycontain.runtime.validation import validate
+from pycontain.values import replace
 
 __all__ = [
     "DEFAULT_MASKED_PATHS",

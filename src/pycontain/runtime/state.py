@@ -16,7 +16,6 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -31,6 +30,7 @@ from pycontain.errors import (
 from pycontain.runtime.directories import DIR_FLAGS, check_private, flocked, open_dir
 from pycontain.runtime.liveness import is_alive
 from pycontain.runtime.names import check_name, is_name, new_id, random_name
+from pycontain.values import frozen
 
 __all__ = ["Entry", "StateStore", "Status", "check_name", "new_id", "random_name"]
 
@@ -49,7 +49,7 @@ class Status(StrEnum):
     UNKNOWN = "unknown"  # its files can't be read
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Entry:
     """One container in a listing. `document` is None if its state.json can't be read."""
 

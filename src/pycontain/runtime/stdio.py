@@ -12,7 +12,7 @@ import select
 import time
 from typing import IO, Any, Protocol
 
-from pycontain.errors import InvalidInput
+from pycontain.errors import InvalidInput, TimeoutExpired
 
 __all__ = ["DEVNULL", "PIPE", "STDOUT", "Streams", "communicate", "drain"]
 
@@ -24,7 +24,7 @@ _NAMES = ("stdin", "stdout", "stderr")
 
 class _Ending(Protocol):
     def fileno(self) -> int: ...
-    def poll(self) -> object | None: ...
+    def wait(self, timeout: float | None = None) -> object: ...
 
 
 class Streams:
@@ -95,7 +95,7 @@ def communicate(
     """Feed `data` to stdin and read both outputs until the container has ended.
 
     Returns (stdout, stderr, ended); an output that is no pipe is None. `ended` is False when
-    `timeout` seconds passed first. Ended means what `ending.poll` says: a lost monitor makes it
+    `timeout` seconds passed first. Ended means what `ending.wait` says: a lost monitor makes it
     readable too. What a background process of an exec may still hold open is not waited for.
     """
     pending = memoryview(data or b"")
@@ -126,12 +126,14 @@ def communicate(
             elif fd in outputs:
                 if not drain(fd, outputs[fd], 1):
                     poll.unregister(fd)
-            elif ending.poll() is not None:
-                ended = True
-            else:  # the monitor was replaced, and with it our connection
-                poll.unregister(ending_fd)
-                ending_fd = ending.fileno()
-                poll.register(ending_fd, select.POLLIN)
+            else:
+                try:
+                    ending.wait(0)
+                    ended = True
+                except TimeoutExpired:  # the monitor was replaced, and with it our connection
+                    poll.unregister(ending_fd)
+                    ending_fd = ending.fileno()
+                    poll.register(ending_fd, select.POLLIN)
     for fd, chunks in outputs.items():
         drain(fd, chunks, None)
     texts = [
