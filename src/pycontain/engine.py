@@ -16,7 +16,7 @@ from contextlib import ExitStack, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pycontain.errors import InvalidInput, PycontainError
+from pycontain.errors import InvalidInput, NotFound, PycontainError
 from pycontain.oci import IdMap, ImageConfig, Spec, User
 from pycontain.runtime import blueprint as blueprints
 from pycontain.runtime.blueprint import Blueprint
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine", "default_engine"]
 
-_START_ATTEMPTS = 4  # of a run, while something kills the monitor again and again
+START_ATTEMPTS = 4  # of a run, while something kills the monitor again and again
 
 
 class Engine:
@@ -206,15 +206,16 @@ class Engine:
             image, command, stdin=stdin, stdout=stdout, stderr=stderr, options=options, **words
         )
         try:
-            for attempt in range(_START_ATTEMPTS):
+            for attempt in range(START_ATTEMPTS):
                 try:
                     container.start(quiet=True)
                     out, err = container.communicate(codec.encode(input))
                     record = container.wait()
                     break
                 except NeverRan:
-                    if attempt == _START_ATTEMPTS - 1:
+                    if attempt == START_ATTEMPTS - 1:
                         raise
+                    discard_start(container)
         finally:
             container.remove(force=True)
         result = finish(
@@ -278,6 +279,14 @@ class Engine:
         from pycontain.runtime.probe import probe
 
         return probe(self.host)
+
+
+def discard_start(container: Container) -> None:
+    """A start of our own container that was lost with the monitor has left no cgroup."""
+    with suppress(NotFound):
+        group = container.open_cgroup()
+        group.kill()
+        group.remove()
 
 
 _default: Engine | None = None

@@ -25,8 +25,6 @@ from pycontain.runtime.run import NeverRan
 
 __all__ = ["Container", "Engine", "Exec", "run"]
 
-_START_ATTEMPTS = 4  # of a run, while something kills the monitor again and again
-
 
 async def run(
     image: str, command: Sequence[str] | None = None, *, engine: Engine | None = None, **words: Any
@@ -67,15 +65,16 @@ class Engine:
         codec = processes.decoder(text, encoding, errors)
         container = self.container(image, command, **pipes(words, input, capture_output))
         try:
-            for attempt in range(_START_ATTEMPTS):
+            for attempt in range(engines.START_ATTEMPTS):
                 try:
                     await container.start(quiet=True)
                     out, err = await container.communicate(codec.encode(input))
                     record = await container.wait()
                     break
                 except NeverRan:
-                    if attempt == _START_ATTEMPTS - 1:
+                    if attempt == engines.START_ATTEMPTS - 1:
                         raise
+                    await in_thread(engines.discard_start, container.sync)
         finally:
             await container.remove(force=True)
         result = processes.finish(
