@@ -93,8 +93,8 @@ def test_the_standard_functions_work_on_values() -> None:
 def test_defining_and_making_values_does_not_import_dataclasses() -> None:
     """That import alone is a tenth of a short command's time."""
     script = (
-        "import sys; from pycontain.values import value\n"
-        "@value\nclass A:\n x: int = 1\n"
+        "import sys; from pycontain.values import frozen\n"
+        "@frozen\nclass A:\n x: int = 1\n"
         "assert A(2) == A(2) != A() and repr(A()) == 'A(x=1)'\n"
         "print('dataclasses' in sys.modules, 'inspect' in sys.modules)"
     )

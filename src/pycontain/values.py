@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
     @dataclass_transform(frozen_default=True, field_specifiers=(field,))
     def frozen(cls: Any = None, *, kw_only: bool = False) -> Any: ...
+
+    @dataclass_transform(field_specifiers=(field,))
+    def mutable(cls: Any) -> Any: ...
+
+    def defaults(cls: Any) -> tuple[tuple[str, Any], ...]: ...
 else:
 
     class _Default:
@@ -43,12 +48,27 @@ else:
         """The class with slots for its annotated fields, frozen, and compared by value."""
         if cls is None:
             return lambda cls: frozen(cls, kw_only=kw_only)
+        return _made(cls, _FROZEN, kw_only)
+
+    def mutable(cls):
+        """The class with slots for its annotated fields, compared by value, not hashable."""
+        return _made(cls, _MUTABLE, False)
+
+    def defaults(cls):
+        """(name, default) of each field; a default that is made anew is made, none is None."""
+        found = []
+        for name in cls.__match_args__:
+            default = cls._defaults.get(name)
+            found.append((name, default.factory() if isinstance(default, _Default) else default))
+        return tuple(found)
+
+    def _made(cls, shared, kw_only):
         names = tuple(cls.__dict__.get("__annotations__", ()))  # noqa: RUF063  (inspect costs 5 ms)
         members = dict(cls.__dict__)
         defaults = {name: members.pop(name) for name in names if name in members}
         for unwanted in ("__dict__", "__weakref__"):
             members.pop(unwanted, None)
-        members.update(_SHARED, __slots__=names, __match_args__=names, _defaults=defaults)
+        members.update(shared, __slots__=names, __match_args__=names, _defaults=defaults)
         members["_kw_only"] = kw_only
         made = type(cls)(cls.__name__, cls.__bases__, members)
         made.__qualname__ = cls.__qualname__
@@ -122,16 +142,20 @@ else:
             cls.__dataclass_fields__ = twin.__dataclass_fields__
             return twin.__dataclass_fields__
 
-    _SHARED = {
+    _MUTABLE = {
         "__init__": _first_init,
         "__eq__": _equal,
-        "__hash__": lambda self: hash(_items(self)),
+        "__hash__": None,
         "__repr__": _repr,
-        "__setattr__": _frozen,
-        "__delattr__": _frozen,
         "__getstate__": _items,
         "__setstate__": _set_state,
         "__dataclass_fields__": _Fields(),
     }
+    _FROZEN = {
+        **_MUTABLE,
+        "__hash__": lambda self: hash(_items(self)),
+        "__setattr__": _frozen,
+        "__delattr__": _frozen,
+    }
 
-__all__ = ["field", "frozen", "replace"]
+__all__ = ["defaults", "field", "frozen", "mutable", "replace"]

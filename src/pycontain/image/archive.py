@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from pycontain import _native
 from pycontain.errors import (
@@ -21,6 +20,7 @@ from pycontain.errors import (
     SizeMismatch,
     UnsafeLayer,
 )
+from pycontain.values import mutable
 
 from . import tar
 from .inflate import Inflater, Limits, compression_of
@@ -31,7 +31,7 @@ MAX_LINKS = 8
 HEADER_READ_BYTES = 64 << 10
 
 
-@dataclass(slots=True)
+@mutable
 class Member:
     """A run of bytes in an open file: `read(n)` continues where the last one ended."""
 

@@ -11,9 +11,9 @@ Source: POSIX.1-2017 pax(1); GNU tar manual, "Basic Tar Format" and "Sparse Form
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from pycontain.errors import UnsafeLayer
+from pycontain.values import mutable
 
 from . import pax
 
@@ -32,7 +32,7 @@ _POSIX_MAGIC = b"ustar\0"
 _GNU_MAGIC = b"ustar  \0"
 
 
-@dataclass(slots=True)
+@mutable
 class Entry:
     """One member. `size_bytes` is the file's, `stored_bytes` what the archive holds of it.
 

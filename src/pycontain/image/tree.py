@@ -11,10 +11,10 @@ import errno
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from pycontain import _native
 from pycontain.errors import KernelError, UnsafeLayer
+from pycontain.values import field, mutable
 
 from .removal import remove_tree
 
@@ -27,7 +27,7 @@ CACHED_FDS = 128
 WHITEOUT_DEVICE = os.makedev(0, 0)
 
 
-@dataclass(slots=True)
+@mutable
 class Attributes:
     """What a directory gets after everything inside it was made."""
 

@@ -16,10 +16,9 @@ import os
 import stat
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from pycontain.errors import KernelError, UnsafeLayer, Unsupported
-from pycontain.values import frozen
+from pycontain.values import field, frozen, mutable
 
 from . import tar
 from .tree import (
@@ -61,7 +60,7 @@ class Policy:
     devices: bool = True  # False: device nodes are left out (and counted)
 
 
-@dataclass(slots=True)
+@mutable
 class Unpacked:
     """What an unpack did. If `self_contained`, it would be the same on top of other layers."""
 

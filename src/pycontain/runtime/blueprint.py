@@ -6,7 +6,6 @@ the monitor knows (`live`, `exit`). JSON, unknown keys ignored, defaults left ou
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 from typing import Any
@@ -26,7 +25,7 @@ from pycontain.oci import (
     Spec,
     User,
 )
-from pycontain.values import frozen
+from pycontain.values import defaults, frozen
 
 __all__ = ["Blueprint", "decode", "encode"]
 
@@ -78,14 +77,7 @@ _NESTED: dict[type, dict[str, type]] = {
 @functools.cache
 def _fields(kind: type) -> tuple[tuple[str, Any, type | None], ...]:
     nested = _NESTED.get(kind, {})
-    return tuple(
-        (
-            f.name,
-            f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default,
-            nested.get(f.name),
-        )
-        for f in dataclasses.fields(kind)
-    )
+    return tuple((name, default, nested.get(name)) for name, default in defaults(kind))
 
 
 def _plain(value: Any) -> Any:

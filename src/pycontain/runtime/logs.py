@@ -11,12 +11,12 @@ import errno
 import os
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 from pycontain.errors import KernelError
 from pycontain.runtime.inotify import CREATED, DELETED, MODIFIED, Watch
+from pycontain.values import mutable
 
 __all__ = ["LogLine", "Pause", "read", "steps"]
 
@@ -47,7 +47,7 @@ class LogLine(NamedTuple):
         return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{nsec:09d}Z"
 
 
-@dataclass(slots=True)
+@mutable
 class Pause:
     """Nothing more is in the log now. Wait on `watch`, for `timeout_usec` unless that is -1.
 
