@@ -34,6 +34,7 @@ __all__ = [
     "pidfd_getfd",
     "pidfd_open",
     "pidfd_send_signal",
+    "syncfs",
 ]
 
 # linux/close_range.h
@@ -84,6 +85,13 @@ def close_range(first: int, last: int = 0xFFFFFFFF, *, cloexec: bool = False) ->
     result = lib.pyc_close_range(first, last, CLOSE_RANGE_CLOEXEC if cloexec else 0)
     if result < 0:
         raise KernelError(-result, f"close_range({first}, {last}, {int(cloexec) * 4})")
+
+
+def syncfs(fd: int) -> None:
+    """Everything written to the file system that holds `fd` is on its disk. Source: syncfs(2)."""
+    result = lib.pyc_syncfs(fd)
+    if result < 0:
+        raise KernelError(-result, f"syncfs({fd_text(fd)})")
 
 
 def inotify_init() -> int:

@@ -40,6 +40,7 @@ int pyc_pidfd_open(int pid, uint32_t flags);
 int pyc_pidfd_send_signal(int pidfd, int signal);
 int pyc_pidfd_getfd(int pidfd, int fd);
 int pyc_close_range(uint32_t first, uint32_t last, uint32_t flags);
+int pyc_syncfs(int fd);
 int pyc_inotify_init(uint32_t flags);
 int pyc_inotify_add_watch(int fd, const char *path, uint32_t mask);
 /* flags: MFD_*; seals: F_SEAL_*, 0 = none. The offset is at 0 afterwards. */
@@ -187,6 +188,8 @@ int pyc_pidfd_getfd(int pidfd, int fd) {
 int pyc_close_range(uint32_t first, uint32_t last, uint32_t flags) {
     return (int)PYC_SYS3(__NR_close_range, first, last, flags);
 }
+
+int pyc_syncfs(int fd) { return (int)PYC_SYS1(__NR_syncfs, fd); }
 
 int pyc_inotify_init(uint32_t flags) { return (int)PYC_SYS1(__NR_inotify_init1, flags); }
 

@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 
+from pycontain import _native
 from pycontain.errors import DigestMismatch, MalformedManifest, WrongState
 from pycontain.oci import Descriptor, Digest
 from pycontain.values import frozen, replace
@@ -183,9 +184,12 @@ class Ingest:
 
     def finish(self, row: Row, name: str) -> None:
         """The image is in the store, durably, under `name` if that is given."""
-        # syncfs(2) would do, os has only sync(2): data must never be younger than its names.
-        if self._renames:
-            os.sync()
+        if self._renames:  # data must never be younger than its names
+            fd = os.open(self._places.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                _native.syncfs(fd)
+            finally:
+                os.close(fd)
         parents: set[str] = set()
         for staged, final in self._renames:
             try:
