@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import cached_property
@@ -33,6 +34,7 @@ from pycontain.values import replace
 
 if TYPE_CHECKING:
     from pycontain.image import Image, ImageStore
+    from pycontain.image.spares import Spares
     from pycontain.runtime.pruning import PruneReport
 
 __all__ = ["Engine", "default_engine"]
@@ -44,7 +46,7 @@ class Engine:
     """Containers of one state root and one data root; the defaults are this user's usual ones."""
 
     def __init__(self, *, state_root: str | None = None, data_root: str | None = None) -> None:
-        self.host = Host(state_root, data_root, remove_tree=_remove_tree)
+        self.host = Host(state_root, data_root, remove_tree=self._remove_tree)
         self.state_root = self.host.state_root
         self.data_root = self.host.data_root
 
@@ -55,12 +57,25 @@ class Engine:
 
         return ImageStore(self.data_root)
 
+    @cached_property
+    def _spares(self) -> Spares:
+        from pycontain.image.spares import Spares
+
+        spares = Spares(self.host.containers_dir, own_identity)
+        weakref.finalize(self, spares.close)  # also when the program ends without `close`
+        return spares
+
+    def _remove_tree(self, path: str) -> None:
+        self._spares.remove(path)
+
     def close(self) -> None:
         """Give up idle connections and directory descriptors; containers are not affected.
 
         An engine that is used again opens them anew.
         """
         self.host.close()
+        if "_spares" in self.__dict__:
+            self._spares.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -101,7 +116,7 @@ class Engine:
         data_dir = self.host.data_dir(container_id)
         return Container(
             self.host, blueprint, stdin=stdin, stdout=stdout, stderr=stderr,
-            prepare=None if found.rootfs_dir else lambda: _prepare(data_dir, found, blueprint.spec),
+            prepare=None if found.rootfs_dir else lambda: self._prepare(data_dir, found, blueprint),
         )  # fmt: skip
 
     def _blueprint(
@@ -168,6 +183,17 @@ class Engine:
             return users.lookup(root_fd, user, groups)
         finally:
             os.close(root_fd)
+
+    def _prepare(self, data_dir: str, image: Image, blueprint: Blueprint) -> None:
+        self._spares.prepare(data_dir, image)
+        spec = blueprint.spec
+        if spec.uid_mappings:  # the layers are mapped when they are mounted; what is written is not
+            upper = f"{data_dir}/upper"
+            status = os.stat(upper)
+            os.chown(
+                upper, _on_host(status.st_uid, spec.uid_mappings),
+                _on_host(status.st_gid, spec.gid_mappings),
+            )  # fmt: skip
 
     # -- running --------------------------------------------------------------------------------
 
@@ -270,9 +296,13 @@ class Engine:
 
         Args: exited: False keeps containers that ended by themselves, unless marked auto_remove.
         """
+        from pycontain.image.spares import sweep
+        from pycontain.runtime.liveness import is_alive
         from pycontain.runtime.pruning import prune
 
-        return prune(self.host, exited=exited)
+        report = prune(self.host, exited=exited)
+        left = sweep(self.host.containers_dir, is_alive)
+        return replace(report, leftovers=report.leftovers + left)
 
     def info(self) -> dict[str, Any]:
         """Return what this host can do and, where it can't, why not."""
@@ -300,31 +330,12 @@ def default_engine() -> Engine:
     return _default
 
 
-def _prepare(data_dir: str, image: Image, spec: Spec) -> None:
-    from pycontain.image import snapshots
-
-    snapshots.prepare(data_dir, image)
-    if spec.uid_mappings:  # the layers are mapped when they are mounted; what is written is not
-        upper = f"{data_dir}/upper"
-        status = os.stat(upper)
-        os.chown(
-            upper, _on_host(status.st_uid, spec.uid_mappings),
-            _on_host(status.st_gid, spec.gid_mappings),
-        )  # fmt: skip
-
-
 def _on_host(container_id: int, maps: Sequence[IdMap]) -> int:
     """Return what an id of the container is on the host; -1, "no change", if it has no place."""
     for extent in maps:
         if extent.container_id <= container_id < extent.container_id + extent.size:
             return extent.host_id + container_id - extent.container_id
     return -1
-
-
-def _remove_tree(path: str) -> None:
-    from pycontain.image import snapshots
-
-    snapshots.remove(path)
 
 
 def _options(options: RunOptions | None, words: Mapping[str, Any]) -> RunOptions:

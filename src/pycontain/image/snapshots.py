@@ -48,7 +48,7 @@ def prepare(
         pass
     except FileNotFoundError:
         os.makedirs(container_dir, 0o700, exist_ok=True)
-    if readonly and image.layers:  # overlayfs wants it below a single layer; else it names the image
+    if readonly and image.layers:  # overlayfs wants it below one layer; else it is a name
         with suppress(FileExistsError):
             os.mkdir(f"{container_dir}/{_named(_EMPTY, image)}", 0o755)
     elif not readonly and image.layers:

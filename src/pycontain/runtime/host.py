@@ -83,6 +83,11 @@ class Host:
         """Where this host's cgroup controllers live."""
         return cgroups.detect()
 
+    @property
+    def containers_dir(self) -> str:
+        """Where the containers' own directories on disk are."""
+        return f"{self.data_root}/containers"
+
     def data_dir(self, container_id: str) -> str:
         """The container's own directory on disk: writable layer and log."""
         return f"{self.data_root}/containers/{container_id}"
