@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import userland
@@ -51,6 +52,11 @@ def is_v2(controller: str) -> bool:
     return root is not None and controller in Path(root, "cgroup.controllers").read_text().split()
 
 
+def only_the_greedy() -> dict[str, Any]:
+    """The option that has one process killed and not the container: v1 knows no other way."""
+    return {"cgroup_conf": {"memory.oom.group": "0"}} if is_v2("memory") else {}
+
+
 # ---- out of memory -----------------------------------------------------------------------------
 
 
@@ -63,10 +69,18 @@ def test_out_of_memory_every_time(engine: Engine) -> None:
 
 def test_out_of_memory_of_a_child_every_time(sh: Shell) -> None:
     """`oom_killed` though the first process survived and ended well, every time."""
+    script = "head -c 64M /dev/zero | tail -c 64M > /dev/null; echo $?; exit 0"
     for _ in range(OOM_RUNS):
-        result = sh("head -c 64M /dev/zero | tail -c 64M >/dev/null; echo $?; exit 0", memory="16M")
+        result = sh(script, memory="16M", **only_the_greedy())
         assert (result.exit_code, result.oom_killed) == (0, True)
         assert result.stdout == "137\n"
+
+
+@pytest.mark.needs("v2-controller:memory")
+def test_out_of_memory_kills_all(sh: Shell) -> None:
+    """On v2 a container dies as a whole by default: none is left with half of its processes."""
+    result = sh("head -c 64M /dev/zero | tail -c 64M > /dev/null; exit 5", memory="16M")
+    assert (result.signal, result.oom_killed) == (9, True)
 
 
 def test_enough_memory_every_time(engine: Engine) -> None:
@@ -192,7 +206,8 @@ def test_exec_out_of_its_own_memory(engine: Engine) -> None:
 def test_memory_can_change(engine: Engine) -> None:
     """A new memory limit holds at once for whatever runs in the container, smaller or larger."""
     allocate = ["/hello", "--alloc", "32M"]
-    with engine.container(HELLO, ["--sleep", "1000"], memory="128M") as container:
+    words = {"memory": "128M", **only_the_greedy()}
+    with engine.container(HELLO, ["--sleep", "1000"], **words) as container:
         container.start()
         assert container.exec(allocate, stdout=DEVNULL).exit_code == 0
         container.update(memory="8M")
