@@ -293,6 +293,8 @@ def failure(
 ) -> PycontainError:
     """Return the error that a FAILED reply means; the message names the spec field."""
     if reply.stage == C.PYC_STAGE_OP:
+        if reply.opcode == 0:  # before the first op (child.c): no field is at fault
+            return KernelError(reply.err, "close_range, rt_sigprocmask in the child")
         name = OP_NAMES.get(reply.opcode, "?")
         origin = origins[reply.op_index] if reply.op_index < len(origins) else None
         if name == "EXEC":

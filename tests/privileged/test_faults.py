@@ -1,0 +1,167 @@
+"""Faults at every gate: a system call of the child is refused, the caller or the worker is killed.
+
+strace injects them (strace(1), "Tampering"): a call counts for each traced process by itself, and
+a process that is killed at a call has not made it. The leak guard looks at what is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from pycontain import Engine
+from pycontain.errors import ChildSetupError, CommandNotExecutable, KernelError
+from pycontain.isolation import cgroups
+
+pytestmark = pytest.mark.needs("program:strace")
+
+IMAGE = "pycontain/hello"
+WAIT_SEC = 20.0  # a hang, not a measure
+
+
+@contextlib.contextmanager
+def tampered(pid: int, call: str, what: str, *, follow: bool) -> Iterator[None]:
+    """Within, strace does `what` to the calls of a process and, if `follow`, its children."""
+    command = ["strace", *(["-f"] if follow else []), "-o", "/dev/null", "-p", str(pid)]
+    command += ["-e", f"trace={call}", "-e", f"inject={call}:{what}"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as strace:
+        assert strace.stderr is not None
+        try:
+            first = strace.stderr.readline()
+            assert b"attached" in first, first
+            yield
+        finally:
+            strace.terminate()
+            strace.stderr.read()
+
+
+def left_of(engine: Engine) -> list[str]:
+    """State directories, data directories and cgroups of containers."""
+    host = engine.host
+    groups = cgroups.children(host.layout(), host.cgroup_parent(start=False))
+    return [*host.states.ids(), *host.data_ids(), *groups]
+
+
+def settled(engine: Engine) -> bool:
+    """Whether the monitor has no living container."""
+    return engine.host.launcher.info().num[0] == 0
+
+
+# ---- a call of the child is refused -------------------------------------------------------------
+
+
+REFUSALS = [
+    ("mount", 1, "mounts"),
+    ("fsopen", 1, "mounts[0] /proc"),
+    ("fsconfig", 1, "mounts[0] /proc"),
+    ("fsmount", 1, "mounts[0] /proc"),
+    ("move_mount", 1, "rootfs"),
+    ("open_tree", 1, "readonly_paths "),
+    ("mount_setattr", 1, "mounts["),
+    ("mknodat", 1, "devices[0]"),
+    ("symlinkat", 1, "mounts[1] /dev"),
+    ("mkdirat", 1, "mounts[1] /dev"),
+    ("pivot_root", 1, "rootfs"),
+    ("umount2", 1, "rootfs"),
+    ("fchdir", 1, "rootfs"),
+    ("sethostname", 1, "hostname"),
+    ("socket", 1, "namespaces network"),
+    ("keyctl", 1, "keyring"),
+    ("setsid", 1, "process"),
+    ("chdir", 1, "rootfs"),
+    ("chdir", 2, "cwd"),
+    ("getcwd", 1, "cwd"),
+    ("dup3", 1, "stdio"),
+    ("prlimit64", 1, "ulimits RLIMIT_NOFILE"),
+    ("setgroups", 1, "user.additional_gids"),
+    ("setresgid", 1, "user"),
+    ("setresuid", 1, "user"),
+    ("capset", 1, "capabilities"),
+    ("seccomp", 1, "seccomp"),
+]
+
+
+@pytest.mark.parametrize(("call", "nth", "field"), REFUSALS)
+def test_refused_call_names_the_field(engine: Engine, call: str, nth: int, field: str) -> None:
+    """Whatever the kernel refuses in the child, the error names what was asked for; nothing stays.
+
+    `quiet`, as `run` starts it, hears of it in place of the exit.
+    """
+    worker = engine.host.launcher.info().pid
+    with (
+        tampered(worker, call, f"error=EPERM:when={nth}", follow=True),
+        pytest.raises(ChildSetupError) as caught,
+    ):
+        engine.run(IMAGE, ulimits=["nofile=64:64"])
+    assert caught.value.field is not None
+    assert caught.value.field.startswith(field)
+    assert caught.value.errno == 1
+    assert left_of(engine) == []
+    assert engine.run(IMAGE, ["--exit", "7"]).exit_code == 7
+
+
+def test_refused_exec_is_about_the_command(engine: Engine) -> None:
+    """The last op: the command is named, and it is no setup error."""
+    worker = engine.host.launcher.info().pid
+    with (
+        tampered(worker, "execve", "error=EPERM:when=1", follow=True),
+        pytest.raises(CommandNotExecutable, match="/hello"),
+    ):
+        engine.run(IMAGE)
+    assert left_of(engine) == []
+
+
+@pytest.mark.parametrize("nth", [1, 2, 4, 6, 40])
+def test_refused_prctl_names_the_field(engine: Engine, nth: int) -> None:
+    """Bounding set, KEEPCAPS and no_new_privs; what comes before the plan can't fail a start."""
+    worker = engine.host.launcher.info().pid
+    with tampered(worker, "prctl", f"error=EPERM:when={nth}", follow=True):
+        try:
+            engine.run(IMAGE)
+        except ChildSetupError as error:
+            assert error.field in ("capabilities", "user", "no_new_privileges")
+        else:
+            assert nth in (1, 2, 40)  # DUMPABLE and NAME; more than there are
+    assert left_of(engine) == []
+
+
+@pytest.mark.parametrize("nth", [1, 2, 5, 20])
+def test_refused_openat2_is_a_clean_error(engine: Engine, nth: int) -> None:
+    """The worker opens the state directory with it, the child every path in the image."""
+    worker = engine.host.launcher.info().pid
+    with (
+        tampered(worker, "openat2", f"error=EPERM:when={nth}", follow=True),
+        pytest.raises(KernelError),
+    ):
+        engine.run(IMAGE)
+    assert left_of(engine) == []
+
+
+def test_refused_close_range_is_not_blamed_on_the_first_op(engine: Engine) -> None:
+    """It happens before the plan: no field of the spec is at fault."""
+    worker = engine.host.launcher.info().pid
+    with (
+        tampered(worker, "close_range", "error=EPERM:when=1", follow=True),
+        pytest.raises(KernelError, match="close_range") as caught,
+    ):
+        engine.run(IMAGE)
+    assert caught.value.field is None
+    assert left_of(engine) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "hint"), [("EAGAIN", "pids limit"), ("ENOSPC", "max_.*_namespaces")]
+)
+def test_refused_clone_says_which_limit(engine: Engine, error: str, hint: str) -> None:
+    """No process is made: the namespaces are named, and the limit that may be reached."""
+    worker = engine.host.launcher.info().pid
+    with (
+        tampered(worker, "clone3", f"error={error}:when=1", follow=False),
+        pytest.raises(KernelError, match=hint) as caught,
+    ):
+        engine.run(IMAGE)
+    assert caught.value.field == "namespaces"
+    assert left_of(engine) == []
