@@ -7,10 +7,16 @@ a process that is killed at a call has not made it. The leak guard looks at what
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import subprocess
+import sys
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from monitors import until
 
 from pycontain import Engine
 from pycontain.errors import ChildSetupError, CommandNotExecutable, KernelError
@@ -165,3 +171,79 @@ def test_refused_clone_says_which_limit(engine: Engine, error: str, hint: str) -
         engine.run(IMAGE)
     assert caught.value.field == "namespaces"
     assert left_of(engine) == []
+
+
+# ---- the caller is killed -----------------------------------------------------------------------
+
+
+CALLER = """
+import os, sys
+from pycontain import Engine
+
+state_root, data_root, *command = sys.argv[1:]
+with Engine(state_root=state_root, data_root=data_root) as engine:
+    engine.images.resolve("pycontain/hello")
+    engine.host.launcher.info()
+    os.access("/gates-begin", os.F_OK)
+    engine.run("pycontain/hello", command, capture_output=True)
+    os.access("/gates-end", os.F_OK)
+"""
+BEFORE_END = ("mkdir", "mkdirat", "symlinkat", "renameat", "pipe2", "fsopen", "fsconfig", "fsmount",
+              "bpf", "memfd_create", "sendmsg", "poll")  # fmt: skip
+AFTER_END = ("recvmsg", "rmdir", "unlinkat")
+GATES_PER_CALL = 4
+
+_gates: Counter[str] = Counter()
+_first_gate: Counter[str] = Counter()
+
+
+def caller(engine: Engine, tampering: list[str], *command: str) -> int:
+    """Run the embedded image from a program of its own, tampered with; return its exit code."""
+    roots = [engine.state_root, engine.data_root]
+    return subprocess.run(
+        ["strace", *tampering, sys.executable, "-c", CALLER, *roots, *command],
+        timeout=WAIT_SEC, check=False, stdout=subprocess.DEVNULL,
+    ).returncode  # fmt: skip
+
+
+def gates(engine: Engine, tmp_path: Path, call: str) -> list[int]:
+    """The occurrences of a call that lie within the run, few and evenly spread."""
+    if not _gates:
+        trace = tmp_path / "trace"
+        names = ",".join((*BEFORE_END, *AFTER_END, "access", "faccessat2"))
+        code = caller(engine, ["-o", str(trace), "-e", f"trace={names}"], "--exit", "0")
+        assert code == 0
+        before, _, rest = trace.read_text().partition('"/gates-begin"')
+        within, end, _ = rest.partition('"/gates-end"')
+        assert end
+        _first_gate.update(line.partition("(")[0] for line in before.splitlines())
+        _gates.update(line.partition("(")[0] for line in within.splitlines())
+    first, count = _first_gate[call] + 1, _gates[call]
+    step = max(1, (count - 1) // (GATES_PER_CALL - 1))
+    return sorted({*range(first, first + count, step), first + count - 1}) if count else []
+
+
+def make_old(engine: Engine) -> None:
+    """State directories without a state look as if nobody were making them just now."""
+    for container_id in engine.host.states.ids():
+        os.utime(engine.host.states.path(container_id), (0, 0))
+
+
+@pytest.mark.parametrize("call", [*BEFORE_END, *AFTER_END])
+def test_killed_caller_leaves_what_prune_removes(
+    engine: Engine, tmp_path: Path, call: str
+) -> None:
+    """kill -9 at each step of making, waiting and removing: `prune` finds all that was made."""
+    engine.run(IMAGE, ["--exit", "0"])  # the image, the filter and the cgroups' parent are there
+    command = ("--sleep", "30") if call in BEFORE_END else ("--exit", "0")
+    found = gates(engine, tmp_path, call)
+    assert found
+    for nth in found:
+        tampering = ["-o", "/dev/null", "-e", f"trace={call}"]
+        tampering += ["-e", f"inject={call}:signal=SIGKILL:when={nth}"]
+        assert caller(engine, tampering, *command) == -signal.SIGKILL, nth
+        until(lambda: settled(engine))
+        make_old(engine)
+        engine.prune()
+        assert left_of(engine) == [], nth
+        assert engine.run(IMAGE, ["--exit", "7"]).exit_code == 7

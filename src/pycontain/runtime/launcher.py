@@ -23,6 +23,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from pycontain import _native
 from pycontain._native import C, NativeExit, NativeReply
@@ -272,6 +273,10 @@ class Launcher:
         """No idle connection is left, so that the monitor may leave. Links are not affected."""
         while self._pool:
             self._pool.pop().close()
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # half-made, or the interpreter is going down
+            self.close()
 
     def _send(self, request: bytes, fds: Sequence[int]) -> Link:
         """Send on an idle connection, or on a new one if that turns out to be dead."""
