@@ -74,7 +74,7 @@ TEST_PACKAGES := crun runc bubblewrap podman skopeo umoci buildah mmdebstrap qem
 	nftables procps uidmap kmod xz-utils zstd libcap2-bin ca-certificates git nodejs \
 	busybox-static
 PYTEST := $(VENV)/bin/python -m pytest -q
-RUN := $(VENV)/bin/pycontain run
+RUN := $(VENV)/bin/pycontain run --rm
 
 .PHONY: run test test-packages test-privileged test-vm bench
 run: venv
