@@ -69,7 +69,7 @@ def test_out_of_memory_every_time(engine: Engine) -> None:
 
 def test_out_of_memory_of_a_child_every_time(sh: Shell) -> None:
     """`oom_killed` though the first process survived and ended well, every time."""
-    script = "head -c 64M /dev/zero | tail -c 64M > /dev/null; echo $?; exit 0"
+    script = "head -c 32M /dev/zero | tail -c 32M > /dev/null; echo $?; exit 0"
     for _ in range(OOM_RUNS):
         result = sh(script, memory="16M", **only_the_greedy())
         assert (result.exit_code, result.oom_killed) == (0, True)
