@@ -172,7 +172,9 @@ static void pause_msec(int msec) { PYC_SYS5(__NR_ppoll, 0, 0, &((struct __kernel
 /* Passes on how process `pid` ended, before it is reaped: from then on its pid means nothing. The
  * queue outlives the worker, which takes a message out only after it has acted on it. */
 static void forward_exit(int pid, const struct ending *ending, int worker) {
-    struct keeper_exit told = {pid, *ending};
+    struct process_stat st;
+    bool executed = read_process_stat(pid, &st) < 0 || (st.flags & PF_FORKNOEXEC_) == 0;
+    struct keeper_exit told = {pid, executed, *ending};
     struct ending state;
     while (send_message(world.exits_fd[0], &told, sizeof told, -1) == -EAGAIN) {
         if (wait_pidfd(P_PID, worker, WEXITED | WNOHANG | WNOWAIT, &state) != 0)

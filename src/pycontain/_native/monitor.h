@@ -112,7 +112,8 @@ struct ending {
     struct rusage usage;
 };
 
-struct keeper_exit { int32_t pid; struct ending ending; };
+/* `executed`: it has run a program of its own, and not only our code between clone and exec. */
+struct keeper_exit { int32_t pid; bool executed; struct ending ending; };
 
 enum watch_kind {
     W_LISTEN = 1, W_EXITS, W_CLIENT, W_STATUS, W_PIDFD, W_OUT, W_ERR, W_MASTER, W_ATTACHED
@@ -171,10 +172,12 @@ void pidfd_ready(uint32_t index);
 void keeper_told(const struct keeper_exit *told);
 void container_ended(uint32_t index, const struct ending *e);
 void spawn_failed(uint32_t index, enum pyc_stage stage, long err, uint32_t op, uint32_t opcode);
+void never_ran(uint32_t index);
 void retry_leftover(uint32_t index);
 bool ending_of_stranger(int pidfd, const struct pyc_record *record, struct ending *ret);
 
 /* monitor_state.c */
+enum { PF_FORKNOEXEC_ = 0x40 }; /* in its flags: cloned and not yet executed */
 struct process_stat { char state; int32_t parent; uint64_t flags, start_ticks, exit_code; };
 long read_process_stat(int pid, struct process_stat *ret);
 long live_write(uint32_t index);

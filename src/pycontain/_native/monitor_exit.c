@@ -6,7 +6,7 @@
 #include <linux/ioctl.h>
 #include <linux/wait.h>
 
-enum { READ_CAP_BYTES = 16384, BUSY_TRIES = 7, AT_REMOVEDIR_ = 0x200, PF_FORKNOEXEC_ = 0x40,
+enum { READ_CAP_BYTES = 16384, BUSY_TRIES = 7, AT_REMOVEDIR_ = 0x200,
        ORPHAN_WAIT_SEC = 5 };
 
 /* include/uapi/linux/pidfd.h of Linux 6.15; Debian 12 has no such header. */
@@ -190,11 +190,15 @@ void spawn_failed(uint32_t index, enum pyc_stage stage, long err, uint32_t op, u
     reap(index);
     bool removed = run_exit_ops(index, false);
     record_of(index)->status = PYC_ST_EXITED;
-    tell_followers(index, &failed, sizeof failed);
     if (containers[index].dir_fd >= 0)
-        live_remove(index);
+        live_remove(index); /* before anybody hears of it: it may be started again at once */
+    tell_followers(index, &failed, sizeof failed);
     let_go(index, removed);
 }
+
+/* A worker died while it started this, and so early that no program has been executed. Without
+ * `exit` it is as if it had not been asked for; who waits is told that there is no such thing. */
+void never_ran(uint32_t index) { spawn_failed(index, PYC_STAGE_REQUEST, -ENOENT, 0, 0); }
 
 /* The child was killed while it still ran our code. */
 static bool died_before_exec(uint32_t index, const struct ending *e) {
@@ -247,7 +251,10 @@ void keeper_told(const struct keeper_exit *told) {
         const struct container *c = &containers[i];
         if (c->phase != C_FREE && c->phase != C_LEFTOVER && c->keepers &&
             record_of(i)->pid == told->pid) {
-            container_ended(i, &told->ending);
+            if (told->executed || record_of(i)->status == PYC_ST_PARKED)
+                container_ended(i, &told->ending);
+            else
+                never_ran(i);
             return;
         }
     }

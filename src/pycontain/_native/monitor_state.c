@@ -78,6 +78,19 @@ void live_remove(uint32_t index) {
         PYC_SYS3(__NR_unlinkat, containers[index].dir_fd, "live", 0);
 }
 
+/* Its worker died in the moment of its start: whether it runs is seen from the process itself. */
+static void note_exec(uint32_t index, const struct process_stat *st) {
+    struct pyc_record *r = record_of(index);
+    if (r->status == PYC_ST_RUNNING || (st->flags & PF_FORKNOEXEC_) != 0)
+        return;
+    r->status = PYC_ST_RUNNING;
+    r->pid_start_ticks = st->start_ticks;
+    if (r->timeout_usec != 0 && r->deadline_usec == 0)
+        r->deadline_usec = boottime_usec() + r->timeout_usec;
+    if (r->state_dir != 0)
+        live_update(index);
+}
+
 /* Takes over the container that slot `index` describes; its entry is fresh. */
 static void adopt(uint32_t index) {
     struct container *c = &containers[index];
@@ -86,7 +99,7 @@ static void adopt(uint32_t index) {
     int *stored = world.stored[index];
     c->phase = C_RUNNING;
     c->spoken = true;
-    if (r->state_dir != 0)
+    if (r->state_dir != 0 && c->dir_fd < 0)
         c->dir_fd = (int)open_host(record_text(r, r->state_dir), O_PATH | O_DIRECTORY, 0);
     if (r->pid > 0)
         c->pidfd = (int)monitor_pidfd_open(r->pid);
@@ -112,6 +125,7 @@ static void adopt(uint32_t index) {
         return;
     }
     watch(c->pidfd, W_PIDFD, index, c->generation, EPOLLIN);
+    note_exec(index, &st);
     if (r->status == PYC_ST_PARKED && stored[STORED_STATUS] > 0) {
         c->phase = C_PARKED;
         c->status_fd = stored[STORED_STATUS] - 1;
@@ -136,6 +150,10 @@ static void settle_orphans(void) {
     for (uint32_t i = 0; i < containers_high; i++) {
         if (containers[i].phase != C_ORPHANED)
             continue;
+        if (world.restarted && record_of(i)->pid == 0) { /* clone3 would have stored it */
+            never_ran(i);
+            continue;
+        }
         struct ending ending;
         memset(&ending, 0, sizeof ending);
         int pin = containers[i].dir_fd < 0
@@ -159,6 +177,20 @@ static void adopt_ended(uint32_t index) {
     retry_leftover(index);
 }
 
+/* Whether the dead worker wrote `exit`, which it did last but for reaping and telling. Only after a
+ * clone: until then the file is an earlier run's. */
+static bool exit_written(uint32_t index) {
+    struct container *c = &containers[index];
+    const struct pyc_record *r = record_of(index);
+    if (r->pid == 0 || r->state_dir == 0 || (r->flags & PYC_R_EPHEMERAL) != 0)
+        return false;
+    c->dir_fd = (int)open_host(record_text(r, r->state_dir), O_PATH | O_DIRECTORY, 0);
+    int fd = c->dir_fd < 0 ? -1 : (int)open_at(c->dir_fd, "exit", O_PATH, 0);
+    bool written = fd >= 0;
+    close_fd(&fd);
+    return written;
+}
+
 /* After a worker's death: its slots are intact, and the keeper is the parent of its children. */
 void adopt_from_slots(void) {
     for (uint32_t i = 0; i < world.shared->slots_high; i++) {
@@ -166,7 +198,8 @@ void adopt_from_slots(void) {
         if (status == 0)
             continue;
         container_at(i);
-        if (status == PYC_ST_EXITED)
+        /* Its owner may be removing it by now: nothing of it may be written again. */
+        if (status == PYC_ST_EXITED || exit_written(i))
             adopt_ended(i);
         else
             adopt(i);
