@@ -172,6 +172,9 @@ static void adopt_ended(uint32_t index) {
     const struct pyc_record *r = record_of(index);
     if (r->state_dir != 0 && c->dir_fd < 0)
         c->dir_fd = (int)open_host(record_text(r, r->state_dir), O_PATH | O_DIRECTORY, 0);
+    c->out.fifo_fd = world.stored[index][STORED_OUT] - 1; /* to be closed, here and by the keeper */
+    c->err.fifo_fd = world.stored[index][STORED_ERR] - 1;
+    c->master_fd = world.stored[index][STORED_MASTER] - 1;
     live_remove(index);
     c->phase = C_LEFTOVER;
     retry_leftover(index);

@@ -135,7 +135,8 @@ class Container(Handle):
     def _pin(self) -> None:
         """Its exit code is to be had even if keeper and worker are both killed before it ends."""
         if self.blueprint.survive and os.geteuid() == 0:
-            pin_pidfd(self.pidfd(), f"{self.state_dir}/pidfd")
+            with suppress(WrongState):  # it has ended already, and its exit code is on disk
+                pin_pidfd(self.pidfd(), f"{self.state_dir}/pidfd")
 
     def _open_fifos(self, state_dir: str, close: list[int]) -> tuple[int, int, int]:
         """FIFOs that the container itself holds open both ways: no reader's death is its EPIPE."""

@@ -88,6 +88,8 @@ class Run:
             if not self._read_exit_file():
                 with suppress(WrongState):
                     self.wait(_SETTLE_SEC)
+            if self._exit is not None and self._exit.exit_code is not None:
+                return  # it has run already, to an end of its own
             raise InternalError(
                 f"the monitor died while it started {self.id[:12]}, which does not run now",
                 hint="start it again",
