@@ -18,7 +18,7 @@ from pycontain._native.text import (
     path_bytes,
     string_text,
 )
-from pycontain.errors import KernelError
+from pycontain.errors import KernelError, Unsupported
 
 __all__ = [
     "AT_EMPTY_PATH",
@@ -87,6 +87,7 @@ MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
 _LOG_BYTES = 4096
+_VALUE_BYTES = 255  # fsconfig(2) refuses longer strings
 _ATTR_NAMES = {n: v for n, v in list(globals().items()) if n.startswith("MOUNT_ATTR_")}
 _TREE_NAMES = {
     "OPEN_TREE_CLONE": OPEN_TREE_CLONE,
@@ -142,15 +143,45 @@ def fs_mount(fstype: str, options: Sequence[str], attr_flags: int = 0) -> int:
     Args:
         fstype: "overlay", "tmpfs", ...
         options: "key=value" or "key", given to fsconfig(2) one by one. The kernel takes at most
-            255 bytes of a value; an overlay's layers may be given as repeated "lowerdir+=".
+            255 bytes of a value; an overlay's layers may be given as repeated "lowerdir+=", and
+            those of one longer "lowerdir=" are named by descriptors instead.
         attr_flags: MOUNT_ATTR_*.
 
     Raises:
         KernelError: names the failing step; the kernel's own explanation is the hint.
+        Unsupported: so many layers that even so they do not fit.
 
     Source: fsopen(2), fsconfig(2), fsmount(2).
     """
     encoded = [path_bytes(option) for option in options]
+    for index, option in enumerate(encoded):
+        if option.startswith(b"lowerdir=") and len(option) > len(b"lowerdir=") + _VALUE_BYTES:
+            fds: list[int] = []
+            try:
+                encoded[index] = _short_lowerdir(option, fds)
+                return _fs_mount(fstype, encoded, attr_flags)
+            finally:
+                for fd in fds:
+                    os.close(fd)
+    return _fs_mount(fstype, encoded, attr_flags)
+
+
+def _short_lowerdir(option: bytes, fds: list[int]) -> bytes:
+    """The same layers by short names; their descriptors, the caller's, are appended to `fds`."""
+    layers = option.removeprefix(b"lowerdir=").replace(b"\\:", b"\0").split(b":")
+    for layer in layers:
+        path = layer.replace(b"\0", b":").replace(b"\\\\", b"\\")
+        try:
+            fds.append(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        except OSError as error:
+            raise KernelError(error.errno or 0, f"open({string_text(path)}, O_PATH)") from error
+    value = b":".join(b"/proc/self/fd/%d" % fd for fd in fds)
+    if len(value) > _VALUE_BYTES:
+        raise Unsupported(f"an image of {len(layers)} layers", needs="Linux 6.8 (lowerdir+)")
+    return b"lowerdir=" + value
+
+
+def _fs_mount(fstype: str, encoded: Sequence[bytes], attr_flags: int) -> int:
     block = b"".join(option + b"\0" for option in encoded)
     step, log = ffi.new("uint32_t *"), ffi.new("char[]", _LOG_BYTES)
     result = lib.pyc_fs_mount(
