@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -26,6 +27,8 @@ from pycontain.runtime.run import Run
 from pycontain.runtime.stdio import Streams, communicate
 
 __all__ = ["Container"]
+
+_KILL_AGAIN_SEC = 0.1
 
 
 class Container(Handle):
@@ -228,16 +231,25 @@ class Container(Handle):
                 raise WrongState(
                     f"{self.name} is running", status="running", hint="stop it, or use force"
                 )
-            self.kill()
-            try:
-                self.wait(KILL_WAIT_SEC)
-            except TimeoutExpired:
-                raise
-            except PycontainError:  # a start that was refused after all, or an end unrecorded
-                pass
+            self._kill_and_wait()
         self._close_run()
         remove_traces(self.host, self.id, self.blueprint.cgroup, self.name)
         self._exists = False
+
+    def _kill_and_wait(self) -> None:
+        """It has ended. Killed again and again: the monitor may be about to make its process,
+        which a kill before that moment does not reach."""
+        deadline = time.monotonic() + KILL_WAIT_SEC
+        while True:
+            self.kill()
+            try:
+                self.wait(_KILL_AGAIN_SEC)
+                return
+            except TimeoutExpired:
+                if time.monotonic() > deadline:
+                    raise
+            except PycontainError:  # a start that was refused after all, or an end unrecorded
+                return
 
     def __enter__(self) -> Container:
         return self
