@@ -154,7 +154,10 @@ def test_out_of_memory_of_a_child_only(sh: Shell) -> None:
     """`oom_killed` is also true when only a child was killed and the first process lived."""
     # v2 kills all processes of a container unless told not to, v1 has no choice but one.
     words = {"cgroup_conf": {"memory.oom.group": "0"}} if not is_v1("memory") else {}
-    result = sh("head -c 64M /dev/zero | tail -c 64M > /dev/null; exit 5", memory="24M", **words)
+    result = sh(
+        "(echo 1000 > /proc/self/oom_score_adj; head -c 64M /dev/zero | tail -c 64M > /dev/null); "
+        "exit 5", memory="24M", **words,
+    )  # fmt: skip
     assert (result.exit_code, result.oom_killed) == (5, True)
 
 

@@ -103,6 +103,7 @@ def test_one_layer_is_what_tar_makes(store: ImageStore, tmp_path: Path) -> None:
     assert differences(facts(Path(image.layers[0])), facts(theirs)) == {}
 
 
+@pytest.mark.needs("program:umoci")
 def test_stacked_layers_are_what_umoci_makes(
     store: ImageStore, tmp_path: Path, container: str
 ) -> None:
@@ -127,6 +128,7 @@ def test_docker_archive_is_the_same_image(store: ImageStore) -> None:
     assert saved.config.cmd == direct.config.cmd == ("/bin/sh",)
 
 
+@pytest.mark.needs("program:skopeo")
 def test_other_tools_read_the_store(store: ImageStore, data_root: Path, tmp_path: Path) -> None:
     """The store is an OCI layout: skopeo copies an image out of it, and it is the same image."""
     image = store.import_archive(str(images.debian_oci()), "debian:layers", ref="layers")

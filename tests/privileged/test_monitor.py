@@ -521,6 +521,7 @@ def test_killed_keeper_stops_nothing(bench: Bench, silence: int) -> None:
         assert exits(link.read_reply(WAIT_SEC)).status == 9
 
 
+@pytest.mark.needs("kernel:6.15")  # an exit code without being the parent: PIDFD_INFO_EXIT
 def test_killed_pair_is_replaced(bench: Bench) -> None:
     """A new monitor adopts what runs from `live`, with its deadline, and learns how it ends."""
     hold, go = os.pipe()
