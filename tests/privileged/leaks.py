@@ -81,12 +81,20 @@ def _mounts() -> Iterator[str]:
 
 
 def _cgroups() -> Iterator[str]:
-    """Groups below those whose name is ours; the parents themselves may stay."""
+    """Groups below those whose name is ours; the parents themselves may stay.
+
+    So may a scope's leaf of the monitor once it is empty: systemd removes both in its own time.
+    """
     for mount in _cgroup_mounts():
         for parent in _named(mount, CGROUP_DEPTH):
             for path, _, _ in os.walk(parent):
-                if path != parent:
+                is_leaf = path == f"{parent}/monitor" and parent.endswith(".scope")
+                if path != parent and not (is_leaf and _is_empty(path)):
                     yield f"cgroup {path}"
+
+
+def _is_empty(cgroup_path: str) -> bool:
+    return "populated 1" not in _read(f"{cgroup_path}/cgroup.events")
 
 
 def _cgroup_mounts() -> list[str]:
