@@ -68,7 +68,8 @@ else:
         defaults = {name: members.pop(name) for name in names if name in members}
         for unwanted in ("__dict__", "__weakref__"):
             members.pop(unwanted, None)
-        members.update(shared, __slots__=names, __match_args__=names, _defaults=defaults)
+        slots = (*names, "_hash") if shared is _FROZEN else names
+        members.update(shared, __slots__=slots, __match_args__=names, _defaults=defaults)
         members["_kw_only"] = kw_only
         made = type(cls)(cls.__name__, cls.__bases__, members)
         made.__qualname__ = cls.__qualname__
@@ -107,6 +108,13 @@ else:
         if other.__class__ is not self.__class__:
             return NotImplemented
         return self is other or _items(self) == _items(other)
+
+    def _hashed(self):
+        try:
+            return self._hash  # of a value that can't change: worked out once
+        except AttributeError:
+            object.__setattr__(self, "_hash", hash(_items(self)))
+            return self._hash
 
     def _repr(self):
         shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__match_args__)
@@ -153,7 +161,7 @@ else:
     }
     _FROZEN = {
         **_MUTABLE,
-        "__hash__": lambda self: hash(_items(self)),
+        "__hash__": _hashed,
         "__setattr__": _frozen,
         "__delattr__": _frozen,
     }

@@ -19,7 +19,13 @@ import pytest
 from monitors import until
 
 from pycontain import Engine
-from pycontain.errors import ChildSetupError, CommandNotExecutable, InternalError, KernelError
+from pycontain.errors import (
+    ChildSetupError,
+    CommandNotExecutable,
+    InternalError,
+    KernelError,
+    WrongState,
+)
 from pycontain.isolation import cgroups
 
 pytestmark = pytest.mark.needs("program:strace")
@@ -298,4 +304,24 @@ def test_killed_worker_does_not_disturb_a_run(engine: Engine, call: str, nth: in
     with tampered(worker, call, f"signal=SIGKILL:when={nth}", follow=False):
         result = engine.run(IMAGE, ["--exit", "7"])
     assert (result.known, result.exit_code, result.signal) == (True, 7, None)
+    assert left_of(engine) == []
+
+
+@pytest.mark.parametrize(
+    ("call", "nth"),
+    [("clone3", 1), ("openat", 1), ("epoll_pwait", 2), ("sendmsg", 1), ("waitid", 1)],
+)
+def test_killed_worker_never_makes_up_the_end_of_an_exec(
+    engine: Engine, call: str, nth: int
+) -> None:
+    """Only its connection knew of an exec: its end is told, or is an error. Its container runs on."""
+    with engine.container(IMAGE, ["--sleep", "100"], detach=True) as container:
+        container.start()
+        worker = engine.host.launcher.info().pid
+        with (
+            tampered(worker, call, f"signal=SIGKILL:when={nth}", follow=False),
+            contextlib.suppress(InternalError, WrongState),
+        ):
+            assert container.exec(["/hello", "--exit", "7"], capture_output=True).exit_code == 7
+        assert container.status == "running"
     assert left_of(engine) == []
