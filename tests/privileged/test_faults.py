@@ -314,7 +314,7 @@ def test_killed_worker_does_not_disturb_a_run(engine: Engine, call: str, nth: in
 def test_killed_worker_never_makes_up_the_end_of_an_exec(
     engine: Engine, call: str, nth: int
 ) -> None:
-    """Only its connection knew of an exec: its end is told, or is an error. Its container runs on."""
+    """Its end is told, or is an error: only its connection knew of it. The container runs on."""
     with engine.container(IMAGE, ["--sleep", "100"], detach=True) as container:
         container.start()
         worker = engine.host.launcher.info().pid
