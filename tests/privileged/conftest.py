@@ -40,7 +40,8 @@ IN_VM = os.environ.get("PYCONTAIN_IN_VM") == "1"
 ELSEWHERE = (
     (
         "needs v1-controller",
-        "needs kernel:6.1",
+        "needs kernel:6.8",
+        "needs kernel:6.1",  # 6.15
         "needs node",
         "needs program:umoci",
         "needs program:skopeo",

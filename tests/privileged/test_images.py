@@ -14,6 +14,7 @@ import images
 import pytest
 
 from pycontain import _native
+from pycontain.errors import Unsupported
 from pycontain.image import Image, ImageStore, snapshots
 from pycontain.oci import Mount
 
@@ -200,6 +201,20 @@ def test_many_layers_and_colons(tmp_path: Path, container: str) -> None:
     with mounted(snapshots.prepare(container, image)) as root:
         assert (root / "d/common").read_text() == "99"
         assert len(list(root.glob("f*"))) == 100
+
+
+def test_layers_with_long_names_in_one_option(tmp_path: Path) -> None:
+    """What exceeds an option's 255 bytes is named by descriptors, as far as these fit."""
+    layers = [tmp_path / f"{number}:\\{'x' * 20}" for number in range(30)]
+    for number, path in enumerate(layers):
+        path.mkdir()
+        (path / f"f{number}").touch()
+    options = snapshots.lower_options([str(path) for path in layers[:12]], (6, 1))
+    with mounted(Mount("/", "overlay", "overlay", (*options, "ro"))) as root:
+        assert len(list(root.glob("f*"))) == 12
+    options = snapshots.lower_options([str(path) for path in layers], (6, 1))
+    with pytest.raises(Unsupported, match="30 layers"):
+        _native.fs_mount("overlay", options)
 
 
 def test_opaque_directory_hides_what_is_below(
