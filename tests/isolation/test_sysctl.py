@@ -70,8 +70,10 @@ def test_a_namespace_path_that_is_gone_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["net", "net.", ".net.x", "net..x", "net.ipv4/../../kernel.core_pattern", "net/ipv4/x"]
-    + ["net.x+kernel.core_pattern", "net.x\nkernel", "net.x y", "net.\u0661", "", "net.x\0"],
+    [
+        *("net", "net.", ".net.x", "net..x", "net.ipv4/../../kernel.core_pattern", "net/ipv4/x"),
+        *("net.x+kernel.core_pattern", "net.x\nkernel", "net.x y", "net.\u0661", "", "net.x\0"),
+    ],
 )
 def test_malformed_names_are_refused(name: str) -> None:
     """Separators, dots and anything outside the grammar never reach a path."""
