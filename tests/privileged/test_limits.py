@@ -25,7 +25,7 @@ HELLO = "pycontain/hello"
 MIB = 1 << 20
 IN_VM = os.environ.get("PYCONTAIN_IN_VM") == "1"
 OOM_RUNS = int(os.environ.get("PYCONTAIN_OOM_RUNS", "100" if IN_VM else "20"))
-GREEDY = "echo 1000 > /proc/self/oom_score_adj; head -c 32M /dev/zero | tail -c 32M > /dev/null"
+GREEDY = "echo 1000 > /proc/self/oom_score_adj; exec dd if=/dev/zero of=/dev/null bs=64M count=1"
 QUOTA_USEC = 50_000  # of cpus=0.5 in each period of 100 ms
 Shell = Callable[..., Result]
 
