@@ -244,9 +244,7 @@ class Engine:
                     discard_start(container)
         finally:
             container.remove(force=True)
-        result = finish(
-            container.id, container.args, record, codec.decode(out), codec.decode(err)
-        )
+        result = finish(container.id, container.args, record, codec.decode(out), codec.decode(err))
         return result.check() if check else result
 
     def plan(
@@ -346,7 +344,7 @@ def _options(options: RunOptions | None, words: Mapping[str, Any]) -> RunOptions
 
 
 def _seccomp_text(value: str | Mapping[str, object]) -> str:
-    """"default", "unconfined", or the profile itself: its file may change or go meanwhile."""
+    """ "default", "unconfined", or the profile itself: its file may change or go meanwhile."""
     if value in ("default", "unconfined"):
         return str(value)
     import json

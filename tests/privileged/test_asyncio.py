@@ -203,9 +203,7 @@ def test_exec(engine: Engine, image: str) -> None:
     """Execs run side by side; a cancelled one is killed with all that it started."""
 
     async def scenario(engine: aio.Engine) -> None:
-        async with engine.container(
-            image, sh("sleep 1000"), volumes=[userland.USR]
-        ) as container:
+        async with engine.container(image, sh("sleep 1000"), volumes=[userland.USR]) as container:
             await container.start()
             results = await asyncio.gather(
                 *(container.exec(sh(f"cat; exit {n}"), input=b"x", capture_output=True)

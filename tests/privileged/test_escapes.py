@@ -103,9 +103,7 @@ def test_no_descriptor_of_ours_is_open_in_the_container(engine: Engine, rootfs: 
     assert out.split() == ["0", "1", "2", "3"]
 
 
-def test_masked_paths_are_empty_and_protected_ones_read_only(
-    engine: Engine, rootfs: Path
-) -> None:
+def test_masked_paths_are_empty_and_protected_ones_read_only(engine: Engine, rootfs: Path) -> None:
     """What tells about the host or steers it is out of reach, also for the container's root."""
     script = """
     cat /proc/kcore | dd bs=1 count=1 2>/dev/null

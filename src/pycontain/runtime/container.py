@@ -74,9 +74,7 @@ class Container(Handle):
                 raise
         return self
 
-    def start(
-        self, *, quiet: bool = False, wait: bool = True, attach: bool = False
-    ) -> Container:
+    def start(self, *, quiet: bool = False, wait: bool = True, attach: bool = False) -> Container:
         """Its process has executed the command; a second start of an ended one begins anew.
 
         Args:

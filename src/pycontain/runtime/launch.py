@@ -56,9 +56,7 @@ def open_rootfs(blueprint: Blueprint, *, mapped: bool = False) -> int:
     """
     mount, spec = blueprint.rootfs, blueprint.spec
     if spec.uid_mappings and (mapped or mount.type == "overlay"):
-        mount = replace(
-            mount, uid_mappings=spec.uid_mappings, gid_mappings=spec.gid_mappings
-        )
+        mount = replace(mount, uid_mappings=spec.uid_mappings, gid_mappings=spec.gid_mappings)
     return open_host_mount(mount, "rootfs" + (" (userns)" if mount.uid_mappings else ""))[0]
 
 

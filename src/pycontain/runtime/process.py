@@ -198,9 +198,7 @@ class Exec:
             self.close()
 
 
-def _own_cgroup(
-    container: Handle, exec_id: str, quotas: Mapping[str, Any]
-) -> tuple[int, Cgroup]:
+def _own_cgroup(container: Handle, exec_id: str, quotas: Mapping[str, Any]) -> tuple[int, Cgroup]:
     """The pidfd of the running container, its handle's to close, and a new cgroup inside its."""
     unknown = quotas.keys() - set(_QUOTAS)
     if unknown:
