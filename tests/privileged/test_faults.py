@@ -28,7 +28,7 @@ from pycontain.errors import (
 )
 from pycontain.isolation import cgroups, cgroups_systemd
 
-pytestmark = pytest.mark.needs("program:strace")
+pytestmark = [pytest.mark.needs("program:strace"), pytest.mark.host]
 
 IMAGE = "pycontain/hello"
 WAIT_SEC = 20.0  # a hang, not a measure
