@@ -6,6 +6,7 @@ it fails: the cgroup by us until the monitor has accepted it, by the monitor's e
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from pycontain.errors import (
     KernelError,
     NotFound,
     PycontainError,
+    Unsupported,
 )
 from pycontain.isolation import seccomp
 from pycontain.isolation.cgroups import Cgroup
@@ -57,7 +59,12 @@ def open_rootfs(blueprint: Blueprint, *, mapped: bool = False) -> int:
     mount, spec = blueprint.rootfs, blueprint.spec
     if spec.uid_mappings and (mapped or mount.type == "overlay"):
         mount = replace(mount, uid_mappings=spec.uid_mappings, gid_mappings=spec.gid_mappings)
-    return open_host_mount(mount, "rootfs" + (" (userns)" if mount.uid_mappings else ""))[0]
+    try:
+        return open_host_mount(mount, "rootfs" + (" (userns)" if mount.uid_mappings else ""))[0]
+    except KernelError as error:
+        if error.errno == errno.EPERM:
+            raise Unsupported("run", needs="CAP_SYS_ADMIN to mount: run it as root") from error
+        raise
 
 
 def filter_for(host: Host, blueprint: Blueprint, process: Process) -> bytes | None:
