@@ -114,7 +114,7 @@ def _remove_damaged(engine: Engine, reference: str) -> None:
         from pycontain.runtime.container import remove_traces
 
         container_id = engine.host.states.resolve(reference)
-        cgroup = f"{engine.host.cgroup_parent()}/{container_id}"
+        cgroup = f"{engine.host.cgroup_parent(start=False)}/{container_id}"
         remove_traces(engine.host, container_id, cgroup)
         print(f"pycontain: {reference}: removed although its state was damaged", file=sys.stderr)
 
