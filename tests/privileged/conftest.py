@@ -21,6 +21,7 @@ import signal
 import socket
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -148,6 +149,11 @@ def state_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("PYCONTAIN_STATE", str(path))
     yield path
     shutil.rmtree(path)
+    # The parent of its containers' cgroups, which only `prune` removes: tests make one root each.
+    parent = f"pycontain-{zlib.crc32(os.fsencode(str(path))):08x}"
+    for hierarchy in (Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()):
+        with contextlib.suppress(OSError):
+            (hierarchy / parent).rmdir()
 
 
 @pytest.fixture(autouse=True)
