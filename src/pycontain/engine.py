@@ -18,18 +18,19 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pycontain.errors import InvalidInput, NotFound, PycontainError
-from pycontain.oci import IdMap, ImageConfig, Spec, User
+from pycontain.oci import IdMap, Spec, User
 from pycontain.runtime import blueprint as blueprints
 from pycontain.runtime.blueprint import Blueprint
 from pycontain.runtime.container import Container
 from pycontain.runtime.host import Host
 from pycontain.runtime.liveness import own_identity
-from pycontain.runtime.options import RunOptions, parse_pairs
+from pycontain.runtime.options import RunOptions, parse_pairs, parse_signal
 from pycontain.runtime.process import Result, decoder, finish
 from pycontain.runtime.run import NeverRan
 from pycontain.runtime.spec import build_spec
 from pycontain.runtime.state import new_id
 from pycontain.runtime.stdio import PIPE, Stream
+from pycontain.runtime.units import parse_bytes, parse_duration
 from pycontain.values import replace
 
 if TYPE_CHECKING:
@@ -139,9 +140,11 @@ class Engine:
         )
         labels = {**dict(image.config.labels), **parse_pairs(options.labels, field="labels")}
         parent = options.cgroup_parent or self.host.cgroup_parent(start=make)
-        from pycontain.runtime.units import parse_bytes, parse_duration
 
         owner_pid, owner_ticks = own_identity()
+        stop_signal = options.stop_signal
+        if stop_signal is None:
+            stop_signal = image.config.stop_signal or "TERM"
         return Blueprint(
             id=container_id,
             name=options.name or container_id[:12],
@@ -157,7 +160,7 @@ class Engine:
             timeout_usec=(
                 0 if options.timeout is None else parse_duration(options.timeout, field="timeout")
             ),
-            stop_signal=_signal_number(options.stop_signal, image.config),
+            stop_signal=parse_signal(stop_signal, field="stop_signal"),
             stop_timeout_usec=(
                 10_000_000
                 if options.stop_timeout is None
@@ -359,19 +362,6 @@ def _seccomp_text(value: str | Mapping[str, object]) -> str:
 
     load_profile(dict(value))  # type: ignore[arg-type]  # refused now, not at the start
     return json.dumps(value, sort_keys=True)
-
-
-def _signal_number(given: str | int | None, config: ImageConfig) -> int:
-    import signal
-
-    value = given if given is not None else config.stop_signal or signal.SIGTERM
-    if isinstance(value, str) and not value.isdigit():
-        name = value.upper() if value.upper().startswith("SIG") else f"SIG{value.upper()}"
-        value = getattr(signal, name, 0)
-    number = int(value)
-    if not 1 <= number <= 64:
-        raise InvalidInput(f"{given or config.stop_signal!r} is no signal", field="stop_signal")
-    return number
 
 
 def _describe(spec: Spec, blueprint: Blueprint) -> str:

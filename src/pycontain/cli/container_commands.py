@@ -19,29 +19,7 @@ if TYPE_CHECKING:
     from pycontain.engine import Engine
     from pycontain.runtime.container import Container
 
-__all__ = ["COMMANDS", "signal_number"]
-
-
-def signal_number(text: str, flag: str = "--signal") -> int:
-    """The signal that `KILL`, `SIGKILL`, `9` or `RTMIN+3` names.
-
-    Raises:
-        UsageError: no such signal; `flag` is the option it was given to.
-    """
-    name = text.upper().removeprefix("SIG")
-    base, plus, offset = name.partition("+")
-    try:
-        if name.isascii() and name.isdigit():
-            number = int(name)
-        elif plus:
-            number = signal.Signals[f"SIG{base}"] + int(offset)
-        else:
-            number = signal.Signals[f"SIG{name}"]
-        if 1 <= number <= signal.SIGRTMAX:
-            return int(number)
-    except (KeyError, ValueError):
-        pass
-    raise UsageError(f"{text!r} is not a signal", field=flag)
+__all__ = ["COMMANDS"]
 
 
 def _seconds(text: str | None, flag: str) -> float | None:
@@ -55,7 +33,9 @@ def _seconds(text: str | None, flag: str) -> float | None:
 def _stop(arguments: Arguments, context: Context) -> int:
     """Ask containers to stop; kill those that have not after the timeout."""
     timeout_sec = _seconds(arguments.time, "--time")
-    number = signal_number(arguments.signal) if arguments.signal else None
+    from pycontain.runtime.options import parse_signal
+
+    number = parse_signal(arguments.signal, field="--signal") if arguments.signal else None
 
     def stop(container: Container) -> None:
         if number is not None:
@@ -79,7 +59,9 @@ def _restart(arguments: Arguments, context: Context) -> int:
 
 def _kill(arguments: Arguments, context: Context) -> int:
     """Send a signal to the first process of containers; without one, kill all of them."""
-    number = signal_number(arguments.signal)
+    from pycontain.runtime.options import parse_signal
+
+    number = parse_signal(arguments.signal, field="--signal")
     if number == signal.SIGKILL:
         return for_each(context, arguments.operands, lambda container: container.kill())
     return for_each(context, arguments.operands, lambda container: container.send_signal(number))

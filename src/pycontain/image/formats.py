@@ -121,20 +121,6 @@ def read_docker(source: Source, reference: str) -> Found:
     return Found(None, config_data, tuple(layers))
 
 
-def archive_names(source: Source) -> list[str]:
-    """Returns the names that the archive gives its images; they are claims, nothing more."""
-    if is_oci(source):
-        return [name for d in _top(source) for name in _names(d)]
-    data = read_document(source, "manifest.json", documents.MAX_DOCUMENT_BYTES) or b"[]"
-    entries = documents.load_any(data, "manifest.json")
-    found: list[str] = []
-    for entry in entries if isinstance(entries, list) else []:
-        if isinstance(entry, dict):
-            tags = documents.typed(entry, "RepoTags", list, "manifest.json", [])
-            found += [tag for tag in tags if isinstance(tag, str)]
-    return found
-
-
 def blob_name(digest: Digest) -> str:
     """Returns a blob's path inside a layout."""
     return f"blobs/sha256/{digest[7:]}"

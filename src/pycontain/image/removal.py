@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import struct
+from collections.abc import Callable
 
 from pycontain import _native
 from pycontain.errors import KernelError
@@ -122,35 +123,28 @@ def _open_directory(parent_fd: int, name: bytes) -> int:
 
 
 def _unlink(fd: int, name: bytes) -> None:
-    try:
-        os.unlink(name, dir_fd=fd)
-    except FileNotFoundError:
-        return
-    except PermissionError as e:
-        _clear_flags(fd)
-        _clear_flags_of(fd, name)
-        try:
-            os.unlink(name, dir_fd=fd)
-        except OSError:
-            raise _error(e, "unlinkat", name) from e
-    except OSError as e:
-        raise _error(e, "unlinkat", name) from e
+    _insist(os.unlink, "unlinkat", fd, name)
 
 
 def _rmdir(fd: int, name: bytes) -> None:
+    _insist(os.rmdir, "rmdir", fd, name)
+
+
+def _insist(call: Callable[..., None], syscall: str, fd: int, name: bytes) -> None:
+    """Remove the entry; once more without the flags that a container may have set on it."""
     try:
-        os.rmdir(name, dir_fd=fd)
+        call(name, dir_fd=fd)
     except FileNotFoundError:
         return
     except PermissionError as e:
         _clear_flags(fd)
         _clear_flags_of(fd, name)
         try:
-            os.rmdir(name, dir_fd=fd)
+            call(name, dir_fd=fd)
         except OSError:
-            raise _error(e, "rmdir", name) from e
+            raise _error(e, syscall, name) from e
     except OSError as e:
-        raise _error(e, "rmdir", name) from e
+        raise _error(e, syscall, name) from e
 
 
 def _clear_flags_of(fd: int, name: bytes) -> None:

@@ -226,11 +226,6 @@ def shares_from_weight(weight: int) -> int:
     return min(max(round(2**log), 2), 262_144)
 
 
-def io_weight_from_blkio(weight: int) -> int:
-    """io.weight for a v1 blkio weight: 10..1000 -> 1..10000."""
-    return 1 + (weight - 10) * 9999 // 990
-
-
 def blkio_from_io_weight(weight: int) -> int:
     """v1 blkio weight for an io.weight: 1..10000 -> 10..1000."""
     return 10 + round((weight - 1) * 990 / 9999)

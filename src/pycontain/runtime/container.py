@@ -210,8 +210,8 @@ class Container(Handle):
         """
         from pycontain.values import replace
 
+        self.host.states.rename(self.id, name)  # first: a name that is taken leaves all as it was
         self.blueprint = replace(self.blueprint, name=name)
-        self.host.states.rename(self.id, name)
 
     def remove(self, force: bool = False) -> None:
         """Nothing of it is left: no process, cgroup, layer, log or state. Idempotent.
